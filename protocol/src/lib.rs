@@ -2,4 +2,15 @@
 //! carry a batch from proposal to signature. No I/O, clock, randomness or secrets of money in here.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+pub mod api;
+pub mod batch;
+pub mod deposit;
+pub mod hash;
 pub mod identity;
+pub mod message;
+pub mod parameters;
+pub mod roster;
+pub mod signer;
+pub mod signing;
+pub mod transaction;
+pub mod vault;

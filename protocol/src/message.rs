@@ -1,0 +1,216 @@
+//! What travels between nodes, with one version byte in front. Gossip reaches everyone; a question goes
+//! to one peer over an encrypted connection and has one answer.
+
+use std::collections::BTreeMap;
+
+use bitcoin::Transaction;
+use ledger::{OperationId, SequenceNumber};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use threshold::{
+    GroupInfo, SignerId, dkg,
+    sign::{Commitments, Shares},
+};
+
+use crate::{
+    batch::{BodyHash, Candidate},
+    hash,
+    identity::{PeerKey, Signed},
+    vault::{Genesis, GenesisCertificate},
+};
+
+/// Version of every message in this module.
+pub const MESSAGE_VERSION: u8 = 1;
+/// Longest reason in a refusal, in bytes.
+pub const MAX_REASON_BYTES: usize = 400;
+/// Domain of signed key-generation messages.
+pub const DKG_DOMAIN: &str = "dkg/1";
+
+hash::id!(
+    /// Names one signing session: one coordinator's proposal of one subject.
+    SessionId
+);
+
+/// What a session signs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// The genesis certificate; needs all n shares.
+    Genesis(Genesis),
+    /// A batch transaction; needs t shares.
+    Batch(Candidate),
+}
+
+impl Subject {
+    /// The session in which `coordinator` has this signed.
+    pub fn session(&self, coordinator: &PeerKey) -> SessionId {
+        let bytes = postcard::to_stdvec(self).unwrap_or_default();
+        SessionId(hash::tagged("drawbridge/session", &[&coordinator.0, &bytes]))
+    }
+}
+
+/// To everyone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Gossip {
+    /// A coordinator asks the operators to verify and sign. `round` makes a repeated proposal a new
+    /// message; it has no other meaning.
+    Proposal {
+        /// What to sign.
+        subject: Subject,
+        /// How often it was proposed before.
+        round: u32,
+    },
+    /// The genesis, certified by all n operators.
+    Genesis(GenesisCertificate),
+    /// A signed batch transaction, for everyone to submit.
+    Signed {
+        /// Its candidate.
+        candidate: Candidate,
+        /// With all witnesses.
+        transaction: Transaction,
+    },
+}
+
+/// To one peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Ask {
+    /// "Which key-generation messages do you have for me?" between operators.
+    Dkg {
+        /// The ceremony.
+        context: [u8; 32],
+    },
+    /// "Which key did your key generation give?" from anybody in the roster.
+    Group,
+    /// "Do you know the genesis certificate?"
+    Genesis,
+    /// "Send me this body."
+    Body(BodyHash),
+    /// "Keep this batch" (S8).
+    Keep {
+        /// The transaction that will carry it.
+        candidate: Candidate,
+        /// The encoded body.
+        body: Vec<u8>,
+    },
+    /// "Which batch has this sequence number?"
+    Batch(SequenceNumber),
+    /// An operator's vote and round 1.
+    Accept {
+        /// The session.
+        session: SessionId,
+        /// One pair of nonce commitments an input.
+        commitments: Commitments,
+    },
+    /// An operator's refusal.
+    Refuse {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The sign request: round 2.
+    Sign {
+        /// The session.
+        session: SessionId,
+        /// Numbers the attempts of a session from 1.
+        attempt: u32,
+        /// The signers of this attempt with the commitments to use.
+        commitments: BTreeMap<SignerId, Commitments>,
+    },
+}
+
+/// The answer to an [`Ask`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Key-generation messages for the one who asked, signed by their author.
+    Dkg(Vec<Signed<dkg::Message>>),
+    /// The group, once this operator's key generation is finished.
+    Group(Option<GroupInfo>),
+    /// The genesis certificate, if there is one.
+    Genesis(Option<GenesisCertificate>),
+    /// The encoded body, if it is held.
+    Body(Option<Vec<u8>>),
+    /// Kept durably.
+    Kept(BodyHash),
+    /// The confirmed batch of that number, if it is held.
+    Batch(Option<(Candidate, Vec<u8>)>),
+    /// Taken.
+    Taken,
+    /// Round 2, with fresh commitments for a next attempt.
+    Shares {
+        /// One share an input.
+        shares: Shares,
+        /// Round 1 of the next attempt.
+        next: Commitments,
+    },
+    /// Not done, and why.
+    Refused(Refusal),
+}
+
+/// The safety rules of DESIGN section 7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named in the design, each with a file in operator/verify")]
+pub enum Rule {
+    S1, S2, S3, S4, S5, S6, S7, S8, S9, S10, S11, S12, S13, S14, S15,
+}
+
+/// Which rule was broken, by which operation, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{rule:?}: {reason}")]
+pub struct Refusal {
+    /// The rule.
+    pub rule: Rule,
+    /// The operation, where one is at fault.
+    pub operation: Option<OperationId>,
+    /// For people; at most [`MAX_REASON_BYTES`].
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal that no single operation caused.
+    pub fn new(rule: Rule, reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        let mut end = reason.len().min(MAX_REASON_BYTES);
+        while !reason.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        reason.truncate(end);
+        Self { rule, operation: None, reason }
+    }
+
+    /// Names the operation at fault.
+    #[must_use]
+    pub fn of(self, operation: OperationId) -> Self {
+        Self { operation: Some(operation), ..self }
+    }
+}
+
+/// Why bytes are no message.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MessageError {
+    /// The sender speaks another version.
+    #[error("message version {0:?}; this node speaks version {MESSAGE_VERSION}")]
+    Version(Option<u8>),
+    /// Not an encoding of a message.
+    #[error("the message's encoding is not valid")]
+    Encoding,
+}
+
+/// The bytes of a message.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    let mut bytes = vec![MESSAGE_VERSION];
+    bytes.extend(postcard::to_stdvec(message).unwrap_or_default());
+    bytes
+}
+
+/// Reads [`encode`] back. The transport has bounded the size.
+///
+/// # Errors
+/// [`MessageError`].
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
+    let Some((&MESSAGE_VERSION, rest)) = bytes.split_first() else {
+        return Err(MessageError::Version(bytes.first().copied()));
+    };
+    match postcard::take_from_bytes(rest) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(MessageError::Encoding),
+    }
+}

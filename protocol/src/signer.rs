@@ -1,0 +1,415 @@
+//! An operator's side of signing: from a proposal to a share. No secrets in here; nonces and key share
+//! live with the caller, which carries out the effects and feeds their results back.
+//!
+//! ```text
+//! proposal --> Verify --> Store --> PassOn --receipts or deadline--> Accept (round 1)
+//!                                                                        |
+//!                                            sign request --S7--> Promise, then Share (round 2)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bitcoin::{Amount, OutPoint, Txid};
+use ledger::SequenceNumber;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::{BodyHash, Candidate},
+    identity::PeerKey,
+    message::{Refusal, Rule, SessionId, Subject},
+    transaction::Treasury,
+};
+
+/// Sessions held at once; the oldest gives way.
+pub const MAX_SESSIONS: usize = 16;
+/// How long a signer waits for receipts of the batch data that it has passed on (S8), in ms.
+pub const RECEIPT_WAIT_MS: u64 = 2_000;
+/// Sign requests answered in one session.
+pub const MAX_ATTEMPTS: u32 = crate::signing::MAX_ATTEMPTS;
+
+/// What this operator has put its name to, stored before its share leaves (S7, S11).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// The batch's sequence number.
+    pub sequence: SequenceNumber,
+    /// The treasury that it spends.
+    pub parent: OutPoint,
+    /// The body.
+    pub body: BodyHash,
+    /// Highest fee signed for this body.
+    pub fee: Amount,
+    /// The transaction with that fee.
+    pub txid: Txid,
+    /// Height of this operator's chain when it first signed this body.
+    pub height: u32,
+}
+
+/// Where a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The verifier runs.
+    Verifying,
+    /// Batch data is being written.
+    Storing,
+    /// Batch data is on its way to the others (S8).
+    PassingOn {
+        /// Who has not answered yet.
+        waiting: BTreeSet<PeerKey>,
+        /// When to go on without them, in ms.
+        deadline: u64,
+    },
+    /// Round 1 is out.
+    Accepted,
+}
+
+/// One session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Whose.
+    pub coordinator: PeerKey,
+    /// What is to be signed.
+    pub subject: Subject,
+    /// How far it is.
+    pub phase: Phase,
+    /// Highest attempt answered; attempts only go up.
+    pub attempt: u32,
+    opened: u64,
+}
+
+/// Everything an operator knows about signing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The treasury of the latest batch held canonical; `None` before genesis.
+    pub head: Option<Treasury>,
+    /// Height of this operator's chain.
+    pub height: u32,
+    /// Blocks for which one signed batch excludes another (S7).
+    pub replacement_delay: u32,
+    /// What was signed last.
+    pub promise: Option<Promise>,
+    /// The one genesis this operator has signed for its key.
+    pub genesis: Option<OutPoint>,
+    /// Why it stopped signing altogether (S14).
+    pub alarm: Option<String>,
+    sessions: BTreeMap<SessionId, Session>,
+}
+
+/// What the machine hears.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The own node's chain moved.
+    Chain {
+        /// The latest canonical treasury.
+        head: Option<Treasury>,
+        /// The chain's height.
+        height: u32,
+    },
+    /// The treasury went somewhere unknown.
+    Alarm(String),
+    /// A coordinator proposes.
+    Proposed {
+        /// Which.
+        from: PeerKey,
+        /// What.
+        subject: Subject,
+    },
+    /// The verifier has finished.
+    Verified(SessionId),
+    /// The verifier, or the pull of the body, has failed.
+    Refused(SessionId, Refusal),
+    /// Batch data is on disk; these peers are reachable.
+    Stored {
+        /// The session.
+        session: SessionId,
+        /// Operators that are connected.
+        reachable: BTreeSet<PeerKey>,
+    },
+    /// A peer has kept the batch data, or could not be reached.
+    Receipt(SessionId, PeerKey),
+    /// Time has passed.
+    Tick,
+    /// The coordinator asks for shares.
+    SignRequested {
+        /// Who asks.
+        from: PeerKey,
+        /// The session.
+        session: SessionId,
+        /// The attempt.
+        attempt: u32,
+    },
+}
+
+/// What the caller must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Pull the body if need be, verify, answer `Verified` or `Refused`.
+    Verify(SessionId, PeerKey, Subject),
+    /// Write the batch data durably, answer `Stored`.
+    Store(SessionId),
+    /// Send the batch data to these operators, answer `Receipt` for each.
+    PassOn(SessionId, BTreeSet<PeerKey>),
+    /// Make nonces and send the accept.
+    Accept(SessionId, PeerKey),
+    /// Tell the coordinator why not.
+    Refuse(SessionId, PeerKey, Refusal),
+    /// Write the promise durably (a failure is fatal, S11), then sign this attempt and answer.
+    PromiseAndSign {
+        /// The session.
+        session: SessionId,
+        /// The attempt.
+        attempt: u32,
+        /// To write first: a batch's promise, or the genesis outpoint.
+        promise: Signable,
+    },
+}
+
+/// What is written before a share leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Signable {
+    /// For a batch.
+    Batch(Promise),
+    /// For the genesis certificate.
+    Genesis(OutPoint),
+}
+
+impl State {
+    /// The session of that id.
+    pub fn session(&self, id: &SessionId) -> Option<&Session> {
+        self.sessions.get(id)
+    }
+
+    /// Sessions open now.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Takes one input.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that names the rule; the state is as before.
+    pub fn step(&mut self, now: u64, input: Input) -> Result<Vec<Effect>, Refusal> {
+        match input {
+            Input::Chain { head, height } => {
+                self.chain(head, height);
+                Ok(Vec::new())
+            }
+            Input::Alarm(reason) => {
+                self.sessions.clear();
+                self.alarm = Some(reason);
+                Ok(Vec::new())
+            }
+            Input::Proposed { from, subject } => self.proposed(now, from, subject),
+            Input::Verified(id) => Ok(self.advance(id, &Phase::Verifying, Phase::Storing, Effect::Store(id))),
+            Input::Refused(id, refusal) => {
+                let session = self.sessions.remove(&id);
+                Ok(session.map(|session| Effect::Refuse(id, session.coordinator, refusal)).into_iter().collect())
+            }
+            Input::Stored { session, reachable } => Ok(self.stored(now, session, reachable)),
+            Input::Receipt(id, peer) => Ok(self.receipt(id, peer)),
+            Input::Tick => Ok(self.tick(now)),
+            Input::SignRequested { from, session, attempt } => self.sign_requested(from, session, attempt),
+        }
+    }
+
+    fn chain(&mut self, head: Option<Treasury>, height: u32) {
+        self.height = height;
+        if self.head == head {
+            return;
+        }
+        self.head = head;
+        let next = self.next_sequence();
+        self.sessions.retain(|_, session| match &session.subject {
+            Subject::Genesis(_) => head.is_none(),
+            Subject::Batch(candidate) => {
+                Some(candidate.sequence) == next && head.is_some_and(|head| head.outpoint == candidate.parent)
+            }
+        });
+    }
+
+    fn next_sequence(&self) -> Option<SequenceNumber> {
+        self.head?.commitment.sequence.0.checked_add(1).map(SequenceNumber)
+    }
+
+    fn proposed(&mut self, now: u64, from: PeerKey, subject: Subject) -> Result<Vec<Effect>, Refusal> {
+        self.check_subject(&subject)?;
+        let id = subject.session(&from);
+        if let Some(session) = self.sessions.get(&id) {
+            // A repeated proposal after round 1: the coordinator, or the nonces, were lost on the way.
+            return Ok(match session.phase {
+                Phase::Accepted => vec![Effect::Accept(id, from)],
+                _ => Vec::new(),
+            });
+        }
+        if self.sessions.len() >= MAX_SESSIONS
+            && let Some(oldest) = self.sessions.iter().min_by_key(|(_, session)| session.opened).map(|(id, _)| *id)
+        {
+            self.sessions.remove(&oldest);
+        }
+        let session =
+            Session { coordinator: from, subject: subject.clone(), phase: Phase::Verifying, attempt: 0, opened: now };
+        self.sessions.insert(id, session);
+        Ok(vec![Effect::Verify(id, from, subject)])
+    }
+
+    /// S2, S4, S7 and S14, as far as they need no other data; asked again at the sign request.
+    fn check_subject(&self, subject: &Subject) -> Result<(), Refusal> {
+        if let Some(alarm) = &self.alarm {
+            return Err(Refusal::new(Rule::S14, format!("signing has stopped: {alarm}")));
+        }
+        match subject {
+            Subject::Genesis(genesis) => {
+                if self.head.is_some() {
+                    return Err(Refusal::new(Rule::S2, "this vault has its genesis"));
+                }
+                match self.genesis {
+                    Some(other) if other != genesis.outpoint => {
+                        Err(Refusal::new(Rule::S2, format!("this key has signed the genesis {other}; there is only one")))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Subject::Batch(candidate) => {
+                let head = self.head.ok_or_else(|| Refusal::new(Rule::S2, "no genesis is certified here"))?;
+                if Some(candidate.sequence) != self.next_sequence() {
+                    return Err(Refusal::new(Rule::S4, format!(
+                        "sequence number {} does not follow {}",
+                        candidate.sequence.0, head.commitment.sequence.0
+                    )));
+                }
+                if candidate.parent != head.outpoint {
+                    return Err(Refusal::new(Rule::S2, format!(
+                        "input 0 is {}, not the latest treasury {}",
+                        candidate.parent, head.outpoint
+                    )));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn advance(&mut self, id: SessionId, at: &Phase, to: Phase, effect: Effect) -> Vec<Effect> {
+        match self.sessions.get_mut(&id) {
+            Some(session) if session.phase == *at => {
+                session.phase = to;
+                vec![effect]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn stored(&mut self, now: u64, id: SessionId, reachable: BTreeSet<PeerKey>) -> Vec<Effect> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Vec::new() };
+        if session.phase != Phase::Storing {
+            return Vec::new();
+        }
+        // A genesis carries no batch data: there is nothing to pass on.
+        if reachable.is_empty() || matches!(session.subject, Subject::Genesis(_)) {
+            session.phase = Phase::Accepted;
+            return vec![Effect::Accept(id, session.coordinator)];
+        }
+        let deadline = now.saturating_add(RECEIPT_WAIT_MS);
+        session.phase = Phase::PassingOn { waiting: reachable.clone(), deadline };
+        vec![Effect::PassOn(id, reachable)]
+    }
+
+    fn receipt(&mut self, id: SessionId, peer: PeerKey) -> Vec<Effect> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Vec::new() };
+        let Phase::PassingOn { waiting, .. } = &mut session.phase else { return Vec::new() };
+        waiting.remove(&peer);
+        if !waiting.is_empty() {
+            return Vec::new();
+        }
+        session.phase = Phase::Accepted;
+        vec![Effect::Accept(id, session.coordinator)]
+    }
+
+    fn tick(&mut self, now: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (id, session) in &mut self.sessions {
+            if matches!(&session.phase, Phase::PassingOn { deadline, .. } if *deadline <= now) {
+                session.phase = Phase::Accepted;
+                effects.push(Effect::Accept(*id, session.coordinator));
+            }
+        }
+        effects
+    }
+
+    fn sign_requested(&mut self, from: PeerKey, id: SessionId, attempt: u32) -> Result<Vec<Effect>, Refusal> {
+        let Some(session) = self.sessions.get(&id) else {
+            return Err(Refusal::new(Rule::S9, "this session is not known here; propose it again"));
+        };
+        if session.coordinator != from {
+            return Err(Refusal::new(Rule::S12, "this session is another coordinator's"));
+        }
+        if session.phase != Phase::Accepted {
+            return Err(Refusal::new(Rule::S8, "this session is not accepted yet"));
+        }
+        if attempt <= session.attempt || attempt > MAX_ATTEMPTS {
+            return Err(Refusal::new(Rule::S9, format!(
+                "attempt {attempt} does not follow attempt {}",
+                session.attempt
+            )));
+        }
+        self.check_subject(&session.subject)?;
+        let promise = match &session.subject {
+            Subject::Genesis(genesis) => Signable::Genesis(genesis.outpoint),
+            Subject::Batch(candidate) => Signable::Batch(judge(self.promise.as_ref(), candidate, self.height, self.replacement_delay)?),
+        };
+        Ok(self.grant(id, attempt, promise))
+    }
+
+    fn grant(&mut self, id: SessionId, attempt: u32, promise: Signable) -> Vec<Effect> {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.attempt = attempt;
+        }
+        match &promise {
+            Signable::Batch(promise) => self.promise = Some(promise.clone()),
+            Signable::Genesis(outpoint) => self.genesis = Some(*outpoint),
+        }
+        vec![Effect::PromiseAndSign { session: id, attempt, promise }]
+    }
+}
+
+/// S7: may this candidate be signed after that promise? Gives the promise to store.
+///
+/// # Errors
+/// A [`Refusal`] under [`Rule::S7`].
+pub fn judge(
+    promise: Option<&Promise>,
+    candidate: &Candidate,
+    height: u32,
+    replacement_delay: u32,
+) -> Result<Promise, Refusal> {
+    let fresh = Promise {
+        sequence: candidate.sequence,
+        parent: candidate.parent,
+        body: candidate.body,
+        fee: candidate.fee,
+        txid: candidate.txid,
+        height,
+    };
+    let Some(promise) = promise else { return Ok(fresh) };
+    // A promise for another treasury can no longer confirm: its input is not the chain's treasury.
+    if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
+        return Ok(fresh);
+    }
+    if promise.body == candidate.body {
+        if candidate.txid == promise.txid {
+            return Ok(promise.clone());
+        }
+        if candidate.fee > promise.fee {
+            return Ok(Promise { height: promise.height, ..fresh });
+        }
+        return Err(Refusal::new(Rule::S7, format!(
+            "this batch was signed with a fee of {}; a replacement must pay more than that",
+            promise.fee
+        )));
+    }
+    if height.saturating_sub(promise.height) >= replacement_delay {
+        return Ok(fresh);
+    }
+    Err(Refusal::new(Rule::S7, format!(
+        "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
+        promise.body, promise.sequence.0, promise.height
+    )))
+}
