@@ -1,0 +1,7 @@
+//! The local network: a real bitcoind on regtest, bridge nodes as processes, and scenarios.
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
+
+pub mod bitcoind;
