@@ -355,7 +355,7 @@ pub struct VaultDocument {
 }
 
 /// What things cost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FeesDocument {
     /// Taken from a deposit.
     pub deposit_fee_sat: u64,
