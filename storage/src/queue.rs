@@ -13,7 +13,7 @@
 //!   and keeps its place.
 //! - **Idempotent**: pushing a key again does nothing while the item is queued or dead, and for as
 //!   long as its key is among the last [`QueueLimits::remember_done`] that were done. After that a
-//!   handler must know by itself that the work was done, which every handler must anyway:
+//!   handler must know by itself that the work was done, which every handler must anyway.
 //! - **At least once**: leases live in memory. They die with the process, so after a crash an item is
 //!   handed out at once instead of after a timeout, and taking work costs no disk sync. The price
 //!   is that an item may be handled twice, which a durable lease that runs out cannot rule out either.
