@@ -326,6 +326,19 @@ impl Ledger {
         Ok(transition)
     }
 
+    /// A chunk that changes nothing: what the circuit looks like, with no operation in it.
+    pub fn padding_chunk(&self, vault: &VaultId) -> ChunkWitness {
+        let state = self.state();
+        ChunkWitness {
+            start: commitment_start(vault),
+            before: state,
+            after: state,
+            updates: std::iter::repeat_with(|| self.padding())
+                .take(CHUNK_ROWS)
+                .collect(),
+        }
+    }
+
     /// Undoes the transition that was applied last.
     ///
     /// # Errors
