@@ -154,8 +154,6 @@ impl TryFrom<Vec<u8>> for Commitments {
     type Error = DecodeError;
 
     fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
-        let point =
-            |bytes: &[u8]| NonceCommitment::deserialize(bytes).map_err(|_| DecodeError::Content);
         chunks(&bytes, PAIR_LEN)?
             .map(|pair| {
                 let (hiding, binding) = pair.split_at(PAIR_LEN / 2);
@@ -163,6 +161,15 @@ impl TryFrom<Vec<u8>> for Commitments {
             })
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+}
+
+/// A compressed point. SEC1's compact form (tag 5), which FROST's decoder takes too, would be a second
+/// encoding of the same point.
+fn point(bytes: &[u8]) -> Result<NonceCommitment, DecodeError> {
+    match bytes.first() {
+        Some(2 | 3) => NonceCommitment::deserialize(bytes).map_err(|_| DecodeError::Content),
+        _ => Err(DecodeError::Content),
     }
 }
 

@@ -1,0 +1,399 @@
+//! Signing: any threshold of signers makes BIP-340 signatures, fewer make none, and the culprit is named.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bitcoin::hashes::Hash as _;
+use bitcoin::key::TapTweak as _;
+use bitcoin::secp256k1::{PublicKey, Secp256k1};
+use bitcoin::taproot::TapNodeHash;
+use bitcoin::{Address, Network, ScriptBuf};
+use proptest::prelude::*;
+use support::{group, machines, rng, signer};
+use threshold::dkg::{self, Machine};
+use threshold::sign::{
+    AggregateError, BadShare, Commitments, DecodeError, MAX_MESSAGES, Message, Nonces, Package,
+    PackageError, Shares, SignError, Tweak, aggregate, commit, output_key, sign, verify,
+    verify_shares,
+};
+use threshold::{KeyShare, SignerId};
+
+const TWEAKS: [Tweak; 3] = [
+    Tweak::Untweaked,
+    Tweak::KeyPath(None),
+    Tweak::KeyPath(Some([0x5A; 32])),
+];
+
+fn messages(count: usize) -> Vec<Message> {
+    (0..count)
+        .map(|i| Message {
+            digest: [u8::try_from(i).unwrap() + 1; 32],
+            tweak: TWEAKS[i % 3],
+        })
+        .collect()
+}
+
+/// Round 1 of the signers at `indices`.
+fn round1(
+    shares: &[KeyShare],
+    indices: &[usize],
+    messages: Vec<Message>,
+) -> (Package, BTreeMap<SignerId, Nonces>) {
+    let mut rng = rng(7);
+    let mut all = BTreeMap::new();
+    let mut commitments = BTreeMap::new();
+    for share in indices.iter().map(|i| &shares[*i]) {
+        let (nonces, public) = commit(share, messages.len(), &mut rng).unwrap();
+        all.insert(share.signer(), nonces);
+        commitments.insert(share.signer(), public);
+    }
+    (
+        Package {
+            messages,
+            commitments,
+        },
+        all,
+    )
+}
+
+/// Round 2 of everybody in the package.
+fn round2(
+    shares: &[KeyShare],
+    package: &Package,
+    mut nonces: BTreeMap<SignerId, Nonces>,
+) -> BTreeMap<SignerId, Shares> {
+    shares
+        .iter()
+        .filter_map(|share| Some((share, nonces.remove(&share.signer())?)))
+        .map(|(share, nonces)| (share.signer(), sign(share, nonces, package).unwrap()))
+        .collect()
+}
+
+fn bytes_of(shares: &Shares) -> Vec<u8> {
+    postcard::from_bytes(&postcard::to_stdvec(shares).unwrap()).unwrap()
+}
+
+/// Signs with those at `indices`, checks every share and every signature.
+fn sign_and_verify(shares: &[KeyShare], indices: &[usize], messages: Vec<Message>) {
+    let group = shares[0].group();
+    let (package, nonces) = round1(shares, indices, messages);
+    let answers = round2(shares, &package, nonces);
+    for (from, answer) in &answers {
+        verify_shares(group, &package, *from, answer).unwrap();
+    }
+    let signatures = aggregate(group, &package, &answers).unwrap();
+    assert_eq!(signatures.len(), package.messages.len());
+    for (message, signature) in package.messages.iter().zip(&signatures) {
+        for tweak in TWEAKS {
+            let key = output_key(&group.group_key(), &tweak);
+            assert_eq!(
+                verify(&key, &message.digest, signature),
+                tweak == message.tweak
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_threshold_or_more_of_the_signers_sign(
+        indices in prop::sample::subsequence((0..5_usize).collect::<Vec<_>>(), 3..=5),
+        count in 1..5_usize,
+    ) {
+        sign_and_verify(&group(5, 3), &indices, messages(count));
+    }
+}
+
+#[test]
+fn all_of_n_sign_and_a_large_group_signs() {
+    sign_and_verify(&group(5, 3), &[0, 1, 2, 3, 4], messages(3));
+    sign_and_verify(&group(4, 4), &[0, 1, 2, 3], messages(3));
+    let twelve: Vec<_> = (2..14).collect();
+    sign_and_verify(&group(16, 12), &twelve, messages(3));
+}
+
+#[test]
+fn fewer_than_the_threshold_get_no_signature() {
+    let shares = group(5, 3);
+    let (mut package, mut nonces) = round1(&shares, &[0, 1], messages(1));
+    let too_few = PackageError::TooFew { have: 2, need: 3 };
+    let share = &shares[0];
+    assert_eq!(
+        sign(share, nonces.remove(&share.signer()).unwrap(), &package),
+        Err(SignError::Package(too_few))
+    );
+    assert_eq!(
+        aggregate(share.group(), &package, &BTreeMap::new()),
+        Err(AggregateError::Package(too_few))
+    );
+    // Two honest shares of a session of three, and the third is made up or left out.
+    let (full, nonces) = round1(&shares, &[0, 1, 2], messages(1));
+    let mut answers = round2(&shares, &full, nonces);
+    let third = shares[2].signer();
+    let made_up = answers[&shares[0].signer()].clone();
+    answers.insert(third, made_up);
+    let culprits = BTreeSet::from([third]);
+    assert_eq!(
+        aggregate(share.group(), &full, &answers),
+        Err(AggregateError::BadShares { culprits })
+    );
+    answers.remove(&third);
+    let signers = BTreeSet::from([third]);
+    assert_eq!(
+        aggregate(share.group(), &full, &answers),
+        Err(AggregateError::Missing { signers })
+    );
+    package = full;
+    package.commitments.remove(&third);
+    assert_eq!(
+        aggregate(share.group(), &package, &answers),
+        Err(AggregateError::Package(too_few))
+    );
+}
+
+#[test]
+fn every_wrong_share_is_blamed_by_name() {
+    let shares = group(5, 3);
+    let group = shares[0].group();
+    let (package, nonces) = round1(&shares, &[0, 1, 3, 4], messages(3));
+    let mut answers = round2(&shares, &package, nonces);
+    let (bad, worse) = (shares[1].signer(), shares[4].signer());
+    let honest = answers[&bad].clone();
+    // One share of three is off by one, in another input for each culprit.
+    for (from, input) in [(bad, 2), (worse, 0)] {
+        let mut bytes = bytes_of(&answers[&from]);
+        bytes[input * 32 + 31] ^= 1;
+        let wrong = Shares::try_from(bytes).unwrap();
+        assert_eq!(
+            verify_shares(group, &package, from, &wrong),
+            Err(BadShare::Invalid {
+                from,
+                message: input
+            })
+        );
+        answers.insert(from, wrong);
+    }
+    assert_eq!(
+        aggregate(group, &package, &answers),
+        Err(AggregateError::BadShares {
+            culprits: BTreeSet::from([bad, worse])
+        })
+    );
+    // Another signer's shares are wrong under this name, and so is the wrong number of them.
+    assert_eq!(
+        verify_shares(group, &package, worse, &honest),
+        Err(BadShare::Invalid {
+            from: worse,
+            message: 0
+        })
+    );
+    let short = Shares::try_from(bytes_of(&honest)[..64].to_vec()).unwrap();
+    assert_eq!(
+        verify_shares(group, &package, bad, &short),
+        Err(BadShare::Count {
+            from: bad,
+            have: 2,
+            need: 3
+        })
+    );
+    let absent = shares[2].signer();
+    assert_eq!(
+        verify_shares(group, &package, absent, &honest),
+        Err(BadShare::NotInPackage(absent))
+    );
+    answers.insert(absent, honest);
+    assert_eq!(
+        aggregate(group, &package, &answers),
+        Err(AggregateError::NotInPackage(absent))
+    );
+}
+
+#[test]
+fn a_share_serves_its_message_tweak_and_commitments_only() {
+    let shares = group(5, 3);
+    let group = shares[0].group();
+    let (package, nonces) = round1(&shares, &[0, 1, 2], messages(2));
+    let answers = round2(&shares, &package, nonces);
+    assert!(aggregate(group, &package, &answers).is_ok());
+
+    let mut digest = package.clone();
+    digest.messages[1].digest[0] ^= 1;
+    let mut tweak = package.clone();
+    tweak.messages[1].tweak = Tweak::KeyPath(Some([0x5B; 32]));
+    let mut swapped = package.clone();
+    swapped.messages.swap(0, 1);
+    let mut commitments = package.clone();
+    let (other, _) = round1(&shares, &[1, 2], messages(2));
+    commitments.commitments.insert(
+        shares[2].signer(),
+        other.commitments[&shares[1].signer()].clone(),
+    );
+    for changed in [&digest, &tweak, &swapped, &commitments] {
+        let from = shares[0].signer();
+        assert!(verify_shares(group, changed, from, &answers[&from]).is_err());
+        assert!(matches!(
+            aggregate(group, changed, &answers),
+            Err(AggregateError::BadShares { culprits }) if culprits.contains(&from)
+        ));
+    }
+}
+
+#[test]
+fn a_signer_refuses_packages_that_are_not_made_with_its_own_nonces() {
+    let shares = group(5, 3);
+    let me = &shares[0];
+    let (package, mut nonces) = round1(&shares, &[0, 1, 2], messages(2));
+    let mine = nonces.remove(&me.signer()).unwrap();
+    let mut mallory = package.clone();
+    mallory.commitments.insert(
+        me.signer(),
+        package.commitments[&shares[1].signer()].clone(),
+    );
+    assert_eq!(mine.check(me, &mallory), Err(SignError::OtherCommitments));
+    let mut absent = package.clone();
+    absent.commitments.remove(&me.signer());
+    let (fourth, _) = round1(&shares, &[3], messages(2));
+    absent.commitments.extend(fourth.commitments);
+    assert_eq!(mine.check(me, &absent), Err(SignError::NotInPackage));
+    let mut stranger = package.clone();
+    stranger
+        .commitments
+        .insert(signer(99), package.commitments[&me.signer()].clone());
+    assert_eq!(
+        mine.check(me, &stranger),
+        Err(SignError::Package(PackageError::Stranger(signer(99))))
+    );
+    let mut longer = package.clone();
+    longer.messages.push(Message {
+        digest: [9; 32],
+        tweak: Tweak::Untweaked,
+    });
+    let first = *package.commitments.keys().next().unwrap();
+    assert_eq!(
+        mine.check(me, &longer),
+        Err(SignError::Package(PackageError::CommitmentCount {
+            signer: first,
+            have: 2,
+            need: 3
+        }))
+    );
+    let mut empty = package.clone();
+    empty.messages.clear();
+    assert_eq!(
+        mine.check(me, &empty),
+        Err(SignError::Package(PackageError::MessageCount(0)))
+    );
+    // The refusals have cost nothing.
+    assert!(sign(me, mine, &package).is_ok());
+    // Nonces of an earlier attempt do not serve a later one.
+    let (_, mut earlier) = round1(&shares, &[1, 0, 2], messages(2));
+    let stale = earlier.remove(&me.signer()).unwrap();
+    assert_eq!(sign(me, stale, &package), Err(SignError::OtherCommitments));
+}
+
+#[test]
+fn counts_and_encodings_are_bounded() {
+    let shares = group(2, 2);
+    let mut rng = rng(1);
+    for count in [0, MAX_MESSAGES + 1] {
+        assert_eq!(
+            commit(&shares[0], count, &mut rng).map(|_| ()),
+            Err(PackageError::MessageCount(count))
+        );
+    }
+    let (nonces, commitments) = commit(&shares[0], 2, &mut rng).unwrap();
+    assert_eq!((nonces.len(), commitments.len()), (2, 2));
+    assert_eq!(format!("{nonces:?}"), "Nonces(2 redacted)");
+    let wire = postcard::to_stdvec(&commitments).unwrap();
+    assert_eq!(
+        postcard::from_bytes::<Commitments>(&wire).unwrap(),
+        commitments
+    );
+    let pairs: Vec<u8> = postcard::from_bytes(&wire).unwrap();
+    assert_eq!(pairs.len(), 2 * 66);
+
+    let too_many: Vec<u8> = pairs[..66].repeat(MAX_MESSAGES + 1);
+    for bad in [&pairs[..65], &[], &too_many] {
+        let expected = DecodeError::Length(bad.len());
+        assert_eq!(Commitments::try_from(bad.to_vec()).unwrap_err(), expected);
+    }
+    let mut off_curve = pairs.clone();
+    off_curve[0] = 5;
+    assert_eq!(
+        Commitments::try_from(off_curve).unwrap_err(),
+        DecodeError::Content
+    );
+    assert_eq!(
+        Commitments::try_from(vec![0; 66]).unwrap_err(),
+        DecodeError::Content
+    );
+
+    assert_eq!(
+        Shares::try_from(vec![0xFF; 32]).unwrap_err(),
+        DecodeError::Content
+    );
+    for len in [0, 31, 33, 32 * (MAX_MESSAGES + 1)] {
+        assert_eq!(
+            Shares::try_from(vec![0; len]).unwrap_err(),
+            DecodeError::Length(len)
+        );
+    }
+}
+
+/// The commitment to the constant term of a participant's polynomial: its part of the key. FROST's
+/// round-1 package is a header of 5 bytes, a count, and the commitments.
+fn constant_term(machine: &Machine) -> PublicKey {
+    let to_others = [1, 2]
+        .map(|peer| machine.messages_for(signer(peer)))
+        .concat();
+    let Some(dkg::Message::Round1 { package, .. }) = to_others.into_iter().next() else {
+        panic!("no round 1")
+    };
+    let bytes: Vec<u8> = postcard::from_bytes(&postcard::to_stdvec(&package).unwrap()).unwrap();
+    PublicKey::from_slice(&bytes[6..39]).unwrap()
+}
+
+/// GROUP is the key that key generation outputs; every output key of the vault is that key tweaked
+/// as BIP-341 says, and rust-bitcoin's idea of it is ours. Fixed seeds: if one of these strings changes, no
+/// existing vault can be spent any more.
+#[test]
+fn group_and_its_tweaks_are_pinned() {
+    let shares = group(5, 3);
+    let group = shares[0].group();
+    let key = group.group_key();
+    let secp = Secp256k1::verification_only();
+    let root = [0x5A; 32];
+    let address = |root: Option<[u8; 32]>| {
+        let root = root.map(TapNodeHash::from_byte_array);
+        let script = ScriptBuf::new_p2tr(&secp, key.to_x_only(), root);
+        let expected = output_key(&key, &Tweak::KeyPath(root.map(|root| root.to_byte_array())));
+        assert_eq!(script.as_bytes()[2..], expected.serialize());
+        Address::from_script(&script, Network::Regtest)
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(output_key(&key, &Tweak::Untweaked), key.to_x_only());
+    assert_eq!(
+        [key.to_string(), address(None), address(Some(root))],
+        [
+            "5ff2a86b1f621eab3dbbd45af13ffd8f0ee4e230138ec37536149164b7f89e06",
+            "bcrt1pwuuywe9tjhwqdu5cv44vhpu07q0x7267px7a0c8wev7xye5jrlvsa399r2",
+            "bcrt1pa529l48uneatm2nhl9r5lhg9hhcawfr3nxjsnnhra3qrfkl4yfjsh3ah5f"
+        ]
+    );
+    // The participants' keys add up to a key that GROUP is one empty tweak away from, not GROUP itself.
+    let constants: Vec<PublicKey> = machines(5, 3).iter().map(constant_term).collect();
+    let sum = PublicKey::combine_keys(&constants.iter().collect::<Vec<_>>()).unwrap();
+    let sum = sum.x_only_public_key().0;
+    assert_ne!(sum, key.to_x_only());
+    assert_eq!(
+        sum.tap_tweak(&secp, None).0.to_x_only_public_key(),
+        key.to_x_only()
+    );
+    // The signatures verify under these keys, and under no other: see `sign_and_verify`.
+    sign_and_verify(&shares, &[4, 0, 2], messages(3));
+}
