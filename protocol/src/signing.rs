@@ -205,7 +205,7 @@ impl Session {
     }
 
     fn admit(&self, from: SignerId) -> Result<(), Reject> {
-        if !self.group.is_signer(from) {
+        if !self.group.contains(from) {
             return Err(Reject::Stranger(from));
         }
         if self.blamed.contains(&from) {

@@ -1,0 +1,24 @@
+//! The coordinator: watches Bitcoin, takes requests over HTTP, and carries batches through the pipeline.
+//!
+//! ```text
+//! detect --> queue --> batch --> prove --> gossip --> aggregate --> broadcast --> confirm
+//!            (durable queues between the stages: records::{REQUESTS, PROVE, SIGN, BROADCAST, CONFIRM})
+//! ```
+//!
+//! It can delay; it can't steal, mint or pay twice: operators check all that it says.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+pub mod aggregate;
+pub mod api;
+pub mod batch;
+pub mod broadcast;
+pub mod confirm;
+pub mod detect;
+pub mod genesis;
+pub mod gossip;
+pub mod live;
+pub mod prove;
+pub mod queue;
+pub mod records;
+pub mod run;
+pub mod settings;

@@ -1,0 +1,57 @@
+//! What is known right now, for the API and for whoever waits: a copy in a `watch` channel, and the
+//! history behind a lock that is held for as long as a look takes.
+
+use std::sync::{Arc, RwLock};
+
+use node::history::History;
+use protocol::{
+    identity::PeerKey,
+    roster::Roster,
+    parameters::Parameters,
+    vault::{Vault, VaultKey},
+};
+use storage::Store;
+use tokio::sync::{Notify, watch};
+
+/// The confirmed history, once there is a genesis. Writers: the pipeline only.
+pub type SharedHistory = Arc<RwLock<Option<History>>>;
+
+/// What is known now.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// What the coordinator waits for or works at, in words.
+    pub phase: String,
+    /// The vault's key, once key generation is finished.
+    pub key: Option<Arc<VaultKey>>,
+    /// The vault, once its genesis is certified.
+    pub vault: Option<Arc<Vault>>,
+    /// Height of the chain as taken in.
+    pub height: u32,
+    /// Roster members that are connected.
+    pub connected: Vec<PeerKey>,
+    /// What the next batch would pay, sat/vB.
+    pub fee_rate_sat_per_vb: Option<f64>,
+    /// Why signing has stopped (S14).
+    pub alarm: Option<String>,
+}
+
+/// What the API reads, and how it reaches the pipeline.
+#[derive(Clone)]
+pub struct Reader {
+    /// The database.
+    pub store: Store,
+    /// What is known now.
+    pub live: watch::Receiver<Live>,
+    /// The confirmed history.
+    pub history: SharedHistory,
+    /// The agreed parameters.
+    pub parameters: Arc<Parameters>,
+    /// The agreed roster.
+    pub roster: Arc<Roster>,
+    /// Hash of the verifying key.
+    pub verifying_key_hash: [u8; 32],
+    /// How the proving key was made.
+    pub setup: String,
+    /// Wakes the pipeline when a request was queued.
+    pub wake: Arc<Notify>,
+}

@@ -1,0 +1,71 @@
+//! The coordinator's own settings; what all nodes agree on is in the roster and the vault parameters.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use chain::{fees::FeeSettings, rpc::RpcSettings};
+use serde::{Deserialize, Serialize};
+
+/// A coordinator's settings file (TOML). Paths are relative to the file's folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Folder for the database and the identity.
+    pub data_dir: PathBuf,
+    /// The roster that all nodes share.
+    pub roster: PathBuf,
+    /// The vault parameters that all nodes share.
+    pub parameters: PathBuf,
+    /// Folder with the proving and the verifying key.
+    pub keys: PathBuf,
+    /// Where to listen for other nodes, as multiaddresses.
+    pub listen: Vec<String>,
+    /// Where to listen for HTTP.
+    pub http: SocketAddr,
+    /// Own Bitcoin node.
+    pub bitcoind: RpcSettings,
+    /// How miner fees are chosen.
+    pub fees: FeeSettings,
+    /// When a batch is formed.
+    #[serde(default)]
+    pub batching: Batching,
+    /// Most requests a second from one address; bursts of twice as many pass.
+    #[serde(default = "default_rate")]
+    pub requests_per_second: u32,
+}
+
+fn default_rate() -> u32 {
+    50
+}
+
+/// When a batch is formed: as soon as one of these holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    /// This many requests wait.
+    pub size: usize,
+    /// The oldest request has waited this long, in ms.
+    pub age_ms: u64,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { size: 32, age_ms: 60_000 }
+    }
+}
+
+impl Settings {
+    /// Reads the file and makes its paths absolute.
+    ///
+    /// # Errors
+    /// A file that is missing, has an unknown field, or values out of range.
+    pub fn load(path: &std::path::Path) -> anyhow::Result<Self> {
+        let mut settings: Self = node::files::load_toml(path)?;
+        let folder = path.parent().unwrap_or(std::path::Path::new("."));
+        for file in [&mut settings.data_dir, &mut settings.roster, &mut settings.parameters, &mut settings.keys] {
+            *file = folder.join(&*file);
+        }
+        anyhow::ensure!(settings.batching.size > 0, "batching.size must be at least 1");
+        anyhow::ensure!(settings.requests_per_second > 0, "requests_per_second must be at least 1");
+        Ok(settings)
+    }
+}

@@ -1,0 +1,323 @@
+//! The confirmed batches of one vault, as this node's own Bitcoin node shows them, and the ledger that
+//! they make. A batch counts when its transaction is in the best chain; its body comes from what this
+//! node has kept, and must give the digest that the chain committed to.
+//!
+//! ```text
+//! genesis treasury --batch 1--> treasury --batch 2--> treasury ...   from blocks (take)
+//!      ledger 0    --body 1-->  ledger 1 --body 2-->  ledger 2 ...   from kept bodies (catch_up)
+//! ```
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bitcoin::{Amount, Transaction, Txid};
+use chain::{
+    follow::{ChainEvent, Step},
+    position::Position,
+    scan,
+};
+use ledger::{Ledger, Operation, OperationError, SequenceNumber, Transition};
+use protocol::{
+    batch::{Body, BodyError, BodyHash, Candidate},
+    transaction::{Commitment, Treasury},
+    vault::Vault,
+};
+use serde::{Deserialize, Serialize};
+use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
+
+/// Encoded bodies by their hash. Kept forever.
+pub const BODIES: Table<[u8; 32], Vec<u8>> = Table::new("bodies", 1);
+/// Candidates by their transaction id. Kept forever.
+pub const CANDIDATES: Table<Txid, Candidate> = Table::new("candidates", 1);
+/// The treasury's chain in the best chain, by sequence number from 1.
+pub const CONFIRMED: Table<u64, Confirmed> = Table::new("confirmed", 1);
+/// Where the chain follower stands.
+pub const POSITION: Table<(), Position> = Table::new("position", 1);
+/// All tables that [`History`] and [`crate::certificate`] need.
+pub const TABLES: [ColumnName; 5] =
+    [BODIES.name(), CANDIDATES.name(), CONFIRMED.name(), POSITION.name(), crate::certificate::CERTIFICATE.name()];
+
+/// Transitions kept in memory to undo batches; a deeper reorganisation replays from genesis.
+const MAX_UNDO: usize = 16;
+
+/// A batch in the best chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// The treasury that it made.
+    pub treasury: Treasury,
+    /// Height of its block.
+    pub height: u32,
+    /// Its transaction.
+    pub txid: Txid,
+}
+
+/// What a block changed.
+#[derive(Clone, Debug, Default)]
+pub struct Moved {
+    /// Batches that joined the best chain, in order.
+    pub connected: Vec<Confirmed>,
+    /// Batches that left it, newest first.
+    pub disconnected: Vec<Confirmed>,
+    /// A transaction that spends the treasury and is no batch of this vault (S14).
+    pub unknown_spend: Option<Txid>,
+}
+
+/// Why the history can't go on. All of these are local faults, or a fault of the chain's digest.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The database.
+    #[error("reading the history failed")]
+    Read(#[from] ReadError),
+    /// The disk (S11).
+    #[error("writing the history failed")]
+    Commit(#[from] CommitError),
+    /// A kept body does not decode.
+    #[error("the kept body of batch {0} is damaged")]
+    Body(u64, #[source] BodyError),
+    /// A kept body can't be replayed.
+    #[error("operation {1} of confirmed batch {0} does not apply")]
+    Operation(u64, usize, #[source] OperationError),
+    /// Replaying gives another digest than the chain has.
+    #[error("batch {0} replays to another digest or supply than its transaction commits to")]
+    Digest(u64),
+    /// Numbers in the table are not consecutive.
+    #[error("batch {0} is missing from the history table")]
+    Gap(u64),
+}
+
+/// Stores a batch's data durably: body and candidate in one write.
+///
+/// # Errors
+/// A failed safety write: the caller stops (S11).
+pub fn keep(store: &Store, candidate: &Candidate, body: &[u8]) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    keep_in(&mut changes, candidate, body);
+    store.commit(changes)
+}
+
+/// [`keep`] as a part of a larger write.
+pub fn keep_in(changes: &mut Changes, candidate: &Candidate, body: &[u8]) {
+    changes.put(&BODIES, &candidate.body.0, &body.to_vec());
+    changes.put(&CANDIDATES, &candidate.txid, candidate);
+}
+
+/// An encoded body that was kept.
+///
+/// # Errors
+/// A damaged database.
+pub fn kept_body(store: &Store, hash: &BodyHash) -> Result<Option<Vec<u8>>, ReadError> {
+    store.get(&BODIES, &hash.0)
+}
+
+/// A candidate that was kept.
+///
+/// # Errors
+/// A damaged database.
+pub fn kept_candidate(store: &Store, txid: &Txid) -> Result<Option<Candidate>, ReadError> {
+    store.get(&CANDIDATES, txid)
+}
+
+/// The confirmed batches and their ledger.
+pub struct History {
+    store: Store,
+    vault: Arc<Vault>,
+    genesis: Treasury,
+    position: Position,
+    confirmed: Vec<Confirmed>,
+    ledger: Ledger,
+    /// Batches that the ledger has applied; at most `confirmed.len()`.
+    applied: usize,
+    undo: VecDeque<Transition>,
+}
+
+impl History {
+    /// Opens the history and replays the kept batches. `start` is the first block to look at when
+    /// nothing is stored yet: any height from the genesis on, and none after the first batch.
+    ///
+    /// # Errors
+    /// [`HistoryError`].
+    pub fn open(store: Store, vault: Arc<Vault>, start: u32) -> Result<Self, HistoryError> {
+        let position = store.get(&POSITION, &())?.unwrap_or_else(|| Position::starting_at(start));
+        let ledger = Ledger::new();
+        let genesis = Treasury {
+            outpoint: vault.genesis_output().outpoint,
+            value: vault.genesis_output().amount,
+            commitment: Commitment {
+                sequence: SequenceNumber(0),
+                supply: Amount::ZERO,
+                digest: ledger.digest().to_bytes(),
+            },
+        };
+        let mut confirmed = Vec::new();
+        for row in store.iter(&CONFIRMED, .., Direction::Forward, usize::MAX)? {
+            let (sequence, row) = row?;
+            let expected = number(confirmed.len());
+            if sequence != expected {
+                return Err(HistoryError::Gap(expected));
+            }
+            confirmed.push(row);
+        }
+        let mut history =
+            Self { store, vault, genesis, position, confirmed, ledger, applied: 0, undo: VecDeque::new() };
+        history.catch_up()?;
+        Ok(history)
+    }
+
+    /// The treasury at the end of the chain.
+    pub fn head(&self) -> Treasury {
+        self.confirmed.last().map_or(self.genesis, |last| last.treasury)
+    }
+
+    /// Where the follower goes on.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Height of the last block taken in.
+    pub fn height(&self) -> u32 {
+        self.position.next_height().saturating_sub(1)
+    }
+
+    /// The ledger after the applied batches.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Has the ledger reached the head?
+    pub fn is_current(&self) -> bool {
+        self.applied == self.confirmed.len()
+    }
+
+    /// A confirmed batch.
+    pub fn confirmed(&self, sequence: SequenceNumber) -> Option<&Confirmed> {
+        self.confirmed.get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
+    }
+
+    /// The first confirmed batch whose body is not at hand.
+    pub fn missing(&self) -> Option<(SequenceNumber, Txid)> {
+        let next = self.confirmed.get(self.applied)?;
+        Some((next.treasury.commitment.sequence, next.txid))
+    }
+
+    /// Replays operations on the ledger and takes them back.
+    ///
+    /// # Errors
+    /// The first operation that does not apply, and why.
+    pub fn replay(
+        &mut self,
+        operations: &[Operation],
+        sequence: SequenceNumber,
+    ) -> Result<Transition, (usize, OperationError)> {
+        let transition = self.ledger.apply_batch(operations, &self.vault.id(), sequence)?;
+        if let Err(error) = self.ledger.revert(&transition) {
+            // Can't happen right after an apply. If it did, the ledger would be wrong: rebuild it.
+            tracing::error!(%error, "a previewed batch could not be taken back; replaying the history");
+            self.rebuild();
+        }
+        Ok(transition)
+    }
+
+    /// Takes one step of the chain in: stores the position with what follows from the block.
+    ///
+    /// # Errors
+    /// [`HistoryError`]; a failed write is fatal (S11).
+    pub fn take(&mut self, step: Step) -> Result<Moved, HistoryError> {
+        let mut moved = Moved::default();
+        let mut changes = Changes::new();
+        match step.event {
+            ChainEvent::Connected { height, block, .. } => {
+                let mut head = self.head();
+                while let Some(spend) = scan::find_spend(&block, head.outpoint) {
+                    let Some(next) = self.next_treasury(&head, spend.transaction) else {
+                        moved.unknown_spend = Some(spend.txid);
+                        break;
+                    };
+                    let row = Confirmed { treasury: next, height, txid: spend.txid };
+                    changes.put(&CONFIRMED, &next.commitment.sequence.0, &row);
+                    moved.connected.push(row);
+                    head = next;
+                }
+            }
+            ChainEvent::Disconnected { height, .. } => {
+                let gone = self.confirmed.iter().rev().take_while(|row| row.height >= height);
+                moved.disconnected = gone.copied().collect();
+                for row in &moved.disconnected {
+                    changes.delete(&CONFIRMED, &row.treasury.commitment.sequence.0);
+                }
+            }
+        }
+        changes.put(&POSITION, &(), &step.position);
+        self.store.commit(changes)?;
+        self.position = step.position;
+        self.confirmed.extend(&moved.connected);
+        self.confirmed.truncate(self.confirmed.len().saturating_sub(moved.disconnected.len()));
+        self.rewind();
+        self.catch_up()?;
+        Ok(moved)
+    }
+
+    fn next_treasury(&self, head: &Treasury, transaction: &Transaction) -> Option<Treasury> {
+        head.next(self.vault.key(), transaction)
+    }
+
+    /// Applies the bodies that are at hand, up to the head.
+    ///
+    /// # Errors
+    /// [`HistoryError`].
+    pub fn catch_up(&mut self) -> Result<(), HistoryError> {
+        while let Some(next) = self.confirmed.get(self.applied).copied() {
+            let Some(body) = self.body_of(&next)? else { return Ok(()) };
+            let commitment = next.treasury.commitment;
+            let sequence = commitment.sequence.0;
+            let transition = self
+                .ledger
+                .apply_batch(&body.operations, &self.vault.id(), commitment.sequence)
+                .map_err(|(index, error)| HistoryError::Operation(sequence, index, error))?;
+            let digest = self.ledger.digest().to_bytes();
+            if digest != commitment.digest || self.ledger.supply() != commitment.supply {
+                return Err(HistoryError::Digest(sequence));
+            }
+            self.applied = self.applied.saturating_add(1);
+            self.undo.push_back(transition);
+            if self.undo.len() > MAX_UNDO {
+                self.undo.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of a confirmed batch, if it is kept.
+    ///
+    /// # Errors
+    /// [`HistoryError`].
+    pub fn body_of(&self, batch: &Confirmed) -> Result<Option<Body>, HistoryError> {
+        let Some(candidate) = kept_candidate(&self.store, &batch.txid)? else { return Ok(None) };
+        let Some(bytes) = kept_body(&self.store, &candidate.body)? else { return Ok(None) };
+        Body::decode(&bytes)
+            .map(Some)
+            .map_err(|error| HistoryError::Body(batch.treasury.commitment.sequence.0, error))
+    }
+
+    /// Takes batches back that are no longer confirmed.
+    fn rewind(&mut self) {
+        while self.applied > self.confirmed.len() {
+            let undone = self.undo.pop_back().is_some_and(|transition| self.ledger.revert(&transition).is_ok());
+            if !undone {
+                self.rebuild();
+                return;
+            }
+            self.applied = self.applied.saturating_sub(1);
+        }
+    }
+
+    /// Starts over; [`Self::catch_up`] does the rest.
+    fn rebuild(&mut self) {
+        self.ledger = Ledger::new();
+        self.applied = 0;
+        self.undo.clear();
+    }
+}
+
+/// Sequence number of the batch at a place of the list.
+fn number(index: usize) -> u64 {
+    u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1)
+}
