@@ -110,6 +110,24 @@ impl AccountKey {
         Ok(Self::from_bytes(&bytes)?)
     }
 
+    /// `count` different keys whose secrets are known to everyone, for benchmarks of large trees: the generator
+    /// times 2^64, 2^64 + 1, and so on.
+    pub fn sequence(count: usize) -> Vec<Self> {
+        let generator = EdwardsProjective::generator();
+        let mut next = generator * Scalar::from(1u128 << 64);
+        let points: Vec<EdwardsProjective> = std::iter::repeat_with(|| {
+            let this = next;
+            next += generator;
+            this
+        })
+        .take(count)
+        .collect();
+        EdwardsProjective::normalize_batch(&points)
+            .into_iter()
+            .map(Self)
+            .collect()
+    }
+
     /// Whether `signature` is this key's over `message`.
     pub fn verify(&self, message: &Digest, signature: &Signature) -> bool {
         let e = challenge(&signature.r, &self.0, message);

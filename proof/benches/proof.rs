@@ -1,2 +1,225 @@
-//! bench
-fn main() {}
+//! What proofs cost on this machine: `cargo bench -p proof`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs
+)]
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use bitcoin::{Amount, OutPoint, ScriptBuf, hashes::Hash as _};
+use ledger::{
+    Account, AccountIndex, AccountSecret, CHUNK_ROWS, Ledger, Operation, SequenceNumber,
+    TransferRequest, VaultId, WithdrawRequest,
+};
+use proof::{Keys, constraint_count, prove_chunk, verify_chunk, verify_chunks};
+use rand::{SeedableRng as _, rngs::OsRng};
+use rand_chacha::ChaCha8Rng;
+
+const VAULT: VaultId = VaultId([1; 32]);
+const SEQUENCE: SequenceNumber = SequenceNumber(1);
+const ACCOUNTS: u32 = 1_000_000;
+/// Accounts that have a known secret, for signed operations.
+const SENDERS: u32 = 64;
+const PROOFS: usize = 5;
+const OPERATIONS: u32 = 2_000;
+
+fn main() {
+    let cpu = CpuTimes::now();
+    println!("{:<52} {:>14}", "constraints per chunk", constraint_count());
+    println!(
+        "{:<52} {:>14}",
+        "constraints per leaf update",
+        constraint_count().div_ceil(CHUNK_ROWS)
+    );
+
+    let senders: Vec<AccountSecret> = (0..u64::from(SENDERS))
+        .map(|i| AccountSecret::generate(&mut ChaCha8Rng::seed_from_u64(i)))
+        .collect();
+    let (keys, time) = timed(|| Keys::setup(&mut OsRng).unwrap());
+    row("setup of the keys", time);
+
+    proofs(&senders, &keys);
+    native(&senders);
+    println!(
+        "{:<52} {:>13.1}%",
+        "CPU time stolen by other machines",
+        cpu.stolen_percent()
+    );
+}
+
+/// Chunks with every kind of row, five operations each.
+fn proofs(senders: &[AccountSecret], keys: &Keys) {
+    let mut ledger = Ledger::new();
+    for (i, sender) in (0u32..).zip(senders) {
+        ledger.apply(&deposit(sender, i), &VAULT, SEQUENCE).unwrap();
+    }
+    let (mut proving, mut verified) = (Vec::new(), Vec::new());
+    let mut operations = 0;
+    for nonce in 0..PROOFS as u64 {
+        let batch = [
+            deposit(&senders[1], 1_000 + nonce as u32),
+            transfer(senders, 0, nonce),
+            transfer(senders, 1, nonce),
+            deposit(&senders[2], 2_000 + nonce as u32),
+            withdraw(senders, 3, nonce),
+            deposit(&senders[4], 3_000 + nonce as u32),
+        ];
+        operations = batch.len();
+        let transition = ledger.apply_batch(&batch, &VAULT, SEQUENCE).unwrap();
+        let chunk = &transition.chunks[0];
+        let (proof, time) = timed(|| prove_chunk(&keys.proving, chunk).unwrap());
+        proving.push(time);
+        verified.push((chunk.inputs(), proof));
+    }
+    let (fastest, median) = summary(&mut proving);
+    row("prove one chunk, fastest", fastest);
+    row("prove one chunk, median", median);
+    row(
+        &format!("prove, per operation ({operations} operations a chunk)"),
+        median / operations as u32,
+    );
+
+    let mut verifying: Vec<Duration> = verified
+        .iter()
+        .map(|(inputs, proof)| timed(|| verify_chunk(&keys.verifying, inputs, proof).unwrap()).1)
+        .collect();
+    row("verify one chunk, median", summary(&mut verifying).1);
+    let (_, time) = timed(|| verify_chunks(&keys.verifying, &verified).unwrap());
+    row(
+        &format!("verify {PROOFS} chunks at once, per chunk"),
+        time / PROOFS as u32,
+    );
+}
+
+/// Replay on a large tree, on one core as an operator does it.
+fn native(senders: &[AccountSecret]) {
+    let account = |key| Account {
+        key,
+        balance: Amount::from_sat(1_000_000),
+        nonce: 0,
+    };
+    let mut accounts: Vec<Account> = senders
+        .iter()
+        .map(|sender| account(sender.public()))
+        .collect();
+    // The other accounts' keys are never used: multiples of the generator, one addition each.
+    let (rest, time) = timed(|| ledger::AccountKey::sequence(ACCOUNTS as usize - accounts.len()));
+    accounts.extend(rest.into_iter().map(account));
+    row("make keys for the tree", time);
+    let (ledger, time) = timed(|| Ledger::from_accounts(accounts).unwrap());
+    row("build a tree of 1,000,000 accounts", time);
+    let mut ledger = ledger;
+
+    let deposits: Vec<Operation> = (0..OPERATIONS)
+        .map(|i| deposit(&senders[(i % SENDERS) as usize], i))
+        .collect();
+    rate(&mut ledger, "deposits", &deposits);
+    let transfers: Vec<Operation> = (0..OPERATIONS)
+        .map(|i| transfer(senders, i % SENDERS, u64::from(i / SENDERS)))
+        .collect();
+    rate(&mut ledger, "transfers", &transfers);
+}
+
+fn rate(ledger: &mut Ledger, name: &str, operations: &[Operation]) {
+    let (transition, time) = timed(|| ledger.apply_batch(operations, &VAULT, SEQUENCE).unwrap());
+    let rate = operations.len() as f64 / time.as_secs_f64();
+    println!(
+        "{:<52} {rate:>12.0}/s",
+        format!("replay {name}, 1,000,000 accounts")
+    );
+    let (_, time) = timed(|| ledger.revert(&transition).unwrap());
+    row(&format!("undo {} {name}", operations.len()), time);
+    ledger.apply_batch(operations, &VAULT, SEQUENCE).unwrap();
+}
+
+fn deposit(to: &AccountSecret, vout: u32) -> Operation {
+    Operation::Deposit {
+        account: to.public(),
+        amount: Amount::from_sat(100_000),
+        outpoint: OutPoint {
+            txid: bitcoin::Txid::from_byte_array([5; 32]),
+            vout,
+        },
+    }
+}
+
+fn transfer(senders: &[AccountSecret], sender: u32, nonce: u64) -> Operation {
+    let recipient = senders[((sender + 1) % SENDERS) as usize].public();
+    let (amount, fee) = (Amount::from_sat(1_000), Amount::from_sat(10));
+    let request = TransferRequest {
+        sender: AccountIndex(sender),
+        nonce,
+        amount,
+        fee,
+        recipient,
+        last_valid: SEQUENCE,
+    };
+    request.sign(&senders[sender as usize], &VAULT)
+}
+
+fn withdraw(senders: &[AccountSecret], sender: u32, nonce: u64) -> Operation {
+    WithdrawRequest {
+        sender: AccountIndex(sender),
+        nonce,
+        amount: Amount::from_sat(1_000),
+        fee: Amount::from_sat(10),
+        script_pubkey: ScriptBuf::new_p2wpkh(&bitcoin::WPubkeyHash::from_byte_array([3; 20])),
+        last_valid: SEQUENCE,
+    }
+    .sign(&senders[sender as usize], &VAULT)
+}
+
+fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let out = run();
+    (out, start.elapsed())
+}
+
+/// Fastest and median.
+fn summary(times: &mut [Duration]) -> (Duration, Duration) {
+    times.sort();
+    (times[0], times[times.len() / 2])
+}
+
+fn row(name: &str, time: Duration) {
+    let ms = time.as_secs_f64() * 1_000.0;
+    println!("{name:<52} {ms:>11.1} ms");
+}
+
+/// The first line of `/proc/stat`; zeros where there is none.
+struct CpuTimes {
+    stolen: u64,
+    all: u64,
+}
+
+impl CpuTimes {
+    fn now() -> Self {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let times: Vec<u64> = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        // user nice system idle iowait irq softirq steal
+        Self {
+            stolen: times.get(7).copied().unwrap_or(0),
+            all: times.iter().take(8).sum(),
+        }
+    }
+
+    fn stolen_percent(&self) -> f64 {
+        let now = Self::now();
+        let all = now.all.saturating_sub(self.all).max(1);
+        now.stolen.saturating_sub(self.stolen) as f64 * 100.0 / all as f64
+    }
+}
