@@ -1,13 +1,18 @@
 //! What is known right now, for the API and for whoever waits: a copy in a `watch` channel, and the
 //! history behind a lock that is held for as long as a look takes.
 
-use std::sync::{Arc, RwLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, RwLock},
+};
 
+use bitcoin::ScriptBuf;
 use node::history::History;
 use protocol::{
+    deposit::TermsHash,
     identity::PeerKey,
-    roster::Roster,
     parameters::Parameters,
+    roster::Roster,
     vault::{Vault, VaultKey},
 };
 use storage::Store;
@@ -15,6 +20,9 @@ use tokio::sync::{Notify, watch};
 
 /// The confirmed history, once there is a genesis. Writers: the pipeline only.
 pub type SharedHistory = Arc<RwLock<Option<History>>>;
+
+/// Scripts of deposit addresses that were shown to somebody, and of which terms.
+pub type Watched = Arc<RwLock<HashMap<ScriptBuf, TermsHash>>>;
 
 /// What is known now.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +52,8 @@ pub struct Reader {
     pub live: watch::Receiver<Live>,
     /// The confirmed history.
     pub history: SharedHistory,
+    /// Scripts of deposit addresses; a new one goes in before its address is shown.
+    pub watched: Watched,
     /// The agreed parameters.
     pub parameters: Arc<Parameters>,
     /// The agreed roster.

@@ -1,1 +1,92 @@
-fn main() {}
+//! `drawbridge-coordinator`: the binary.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use node::files;
+use tokio_util::sync::CancellationToken;
+
+/// Coordinator of a Drawbridge vault: forms batches, proves them, has them signed, publishes them.
+#[derive(Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes this node's identity and prints its public key, for the roster.
+    Init {
+        /// The data folder, made if it is not there.
+        #[arg(long, default_value = "coordinator-data")]
+        data_dir: PathBuf,
+    },
+    /// Checks the settings file and the files that it names.
+    Check {
+        /// The settings file.
+        #[arg(long, default_value = "coordinator.toml")]
+        settings: PathBuf,
+    },
+    /// Runs the coordinator until SIGINT or SIGTERM.
+    Run {
+        /// The settings file.
+        #[arg(long, default_value = "coordinator.toml")]
+        settings: PathBuf,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,libp2p=warn,yamux=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match Arguments::parse().command {
+        Command::Init { data_dir } => {
+            std::fs::create_dir_all(&data_dir).with_context(|| format!("can't make {}", data_dir.display()))?;
+            let identity = files::create_identity(&data_dir.join("identity"))?;
+            say(&identity.public().to_string());
+            Ok(())
+        }
+        Command::Check { settings } => {
+            let settings = coordinator::settings::Settings::load(&settings)?;
+            let parameters = files::load_parameters(&settings.parameters)?;
+            settings.fees.check(parameters.network)?;
+            files::load_roster(&settings.roster)?;
+            files::load_identity(&settings.data_dir.join("identity"))?;
+            say("the settings are good");
+            Ok(())
+        }
+        Command::Run { settings } => {
+            let stop = CancellationToken::new();
+            tokio::spawn(stop_on_signal(stop.clone()));
+            coordinator::run::run(&settings, stop).await
+        }
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::info!("stopping");
+        }
+        _ => tracing::error!("signals can't be caught; stopping"),
+    }
+    stop.cancel();
+}
+
+/// The one line of output that scripts read.
+#[allow(clippy::print_stdout, reason = "the command's result")]
+fn say(line: &str) {
+    println!("{line}");
+}

@@ -12,6 +12,7 @@ use protocol::{
     transaction::TopUp,
 };
 use serde::{Deserialize, Serialize};
+use threshold::GroupInfo;
 use storage::{ColumnName, QueueDef, QueueLimits, RetryPolicy, Table};
 
 /// Deposit terms that were shown to somebody, by their hash.
@@ -32,6 +33,9 @@ pub const PENDING: Table<(u32, u64), [u8; 32]> = Table::new("pending", 1);
 pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 1);
 /// Height at which this coordinator began to look for the genesis output.
 pub const GENESIS_SEARCH: Table<(), u32> = Table::new("genesis_search", 1);
+
+/// The group that key generation gave, as all operators say.
+pub const GROUP: Table<(), GroupInfo> = Table::new("group", 1);
 
 /// Names one try to form the batch of a sequence number.
 pub type BatchKey = (u64, u32);
@@ -66,6 +70,7 @@ pub fn columns() -> Vec<ColumnName> {
         PENDING.name(),
         BATCHES.name(),
         GENESIS_SEARCH.name(),
+        GROUP.name(),
         REQUESTS.name(),
         PROVE.name(),
         SIGN.name(),

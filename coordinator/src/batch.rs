@@ -1,0 +1,317 @@
+//! Stage 3: forms a batch from the requests that wait: deposits first, then signed operations in the order
+//! in which they were accepted. One batch at a time; the next one starts when the last one is confirmed.
+
+use bitcoin::{Amount, FeeRate};
+use chain::fees;
+use ledger::{Operation, OperationError, SequenceNumber};
+use node::clock::now_ms;
+use protocol::{
+    api::{BatchStatus, RequestStatus, StageTimes},
+    batch::MAX_TOP_UPS,
+    deposit::DepositTerms,
+    transaction::{BatchPlan, BatchTransaction, Commitment, Swept, TopUp, Treasury},
+};
+use storage::{Changes, Direction, Lease};
+
+use crate::{
+    detect,
+    queue,
+    records::{BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, REQUESTS, Request, RequestKey, TERMS, TOP_UPS, UNRIPE},
+    run::{Pipeline, StageError},
+};
+
+/// How long requests are held while a batch is formed, in ms.
+const LEASE_MS: u64 = 60_000;
+
+/// A request that is looked at for the next batch.
+struct Pick {
+    lease: Lease<RequestKey, Request>,
+    operation: Operation,
+    /// Terms and value of a deposit.
+    deposit: Option<(DepositTerms, Amount)>,
+}
+
+/// Forms the next batch if it is time to. Gives whether one was formed.
+///
+/// # Errors
+/// [`StageError`]; requests go back to the queue.
+pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
+    let Some(head) = pipeline.idle_head()? else { return Ok(false) };
+    let requests = pipeline.store.queue(&REQUESTS)?;
+    let ready = requests.lengths().ready;
+    let now = now_ms();
+    if ready == 0 {
+        pipeline.waiting_since = None;
+        return Ok(false);
+    }
+    let since = *pipeline.waiting_since.get_or_insert(now);
+    let batching = pipeline.settings.batching;
+    if ready < batching.size && now.saturating_sub(since) < batching.age_ms {
+        return Ok(false);
+    }
+    let started = std::time::Instant::now();
+    let mut changes = Changes::new();
+    let picks = pick(pipeline, &mut changes).await?;
+    let formed = fill(pipeline, &head, picks, &mut changes, started).await?;
+    pipeline.commit(changes).await?;
+    if formed {
+        pipeline.waiting_since = None;
+    } else {
+        // Whatever waits, waits for something outside: look again later, not at once.
+        pipeline.waiting_since = Some(now_ms());
+    }
+    Ok(formed)
+}
+
+/// Takes requests from the queue and resolves them; settles those that can never be in a batch.
+async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, StageError> {
+    let store = &pipeline.store;
+    let requests = store.queue(&REQUESTS)?;
+    let limit = usize::from(pipeline.vault.parameters().max_operations);
+    let (mut deposits, mut signed) = (Vec::new(), Vec::new());
+    while deposits.len().saturating_add(signed.len()) < limit {
+        let Some(lease) = requests.lease(now_ms(), LEASE_MS)? else { break };
+        match lease.item {
+            Request::Signed(id) => {
+                let Some(record) = store.get(&OPERATIONS, &id.0)? else {
+                    requests.ack(changes, lease);
+                    continue;
+                };
+                signed.push(Pick { lease, operation: record.operation, deposit: None });
+            }
+            Request::Deposit(outpoint) => {
+                if let Some(pick) = pick_deposit(pipeline, changes, outpoint, lease).await? {
+                    deposits.push(pick);
+                }
+            }
+        }
+    }
+    deposits.extend(signed);
+    Ok(deposits)
+}
+
+async fn pick_deposit(
+    pipeline: &Pipeline,
+    changes: &mut Changes,
+    outpoint: bitcoin::OutPoint,
+    lease: Lease<RequestKey, Request>,
+) -> Result<Option<Pick>, StageError> {
+    let store = &pipeline.store;
+    let requests = store.queue(&REQUESTS)?;
+    let parameters = pipeline.vault.parameters();
+    let record = store.get(&DEPOSITS, &outpoint)?;
+    let terms = match &record {
+        Some(record) => store.get(&TERMS, &record.terms.0)?,
+        None => None,
+    };
+    let (Some(record), Some(terms)) = (record, terms) else {
+        requests.ack(changes, lease);
+        return Ok(None);
+    };
+    let request = lease.item;
+    let refund_margin = u32::from(parameters.replacement_delay).saturating_add(parameters.bump_window.into());
+    let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
+    let confirmations = unspent.as_ref().map_or(0, |output| output.confirmations);
+    let too_late = "too close to the refund: take it back with the descriptor";
+    if confirmations.saturating_add(refund_margin) > terms.refund_delay.into() {
+        queue::mark(store, changes, &request, |progress| progress.refuse(too_late, now_ms()))?;
+        requests.ack(changes, lease);
+        return Ok(None);
+    }
+    if confirmations < parameters.deposit_confirmations {
+        // Reorganised away, or spent. It waits until its refund would open.
+        let age = pipeline.height().saturating_sub(record.height);
+        if age > terms.refund_delay.into() {
+            queue::mark(store, changes, &request, |progress| progress.refuse("spent elsewhere", now_ms()))?;
+        } else {
+            queue::mark(store, changes, &request, |progress| {
+                progress.step(RequestStatus::Received, now_ms());
+                progress.tries = progress.tries.saturating_add(1);
+            })?;
+            changes.put(&UNRIPE, &(pipeline.height().saturating_add(1), outpoint), &());
+        }
+        requests.ack(changes, lease);
+        return Ok(None);
+    }
+    let Some(operation) = detect::operation(&record, &terms) else {
+        requests.ack(changes, lease);
+        return Ok(None);
+    };
+    Ok(Some(Pick { lease, operation, deposit: Some((terms, record.value)) }))
+}
+
+/// Fits the picked requests into one batch and stores it.
+async fn fill(
+    pipeline: &Pipeline,
+    head: &Treasury,
+    mut picks: Vec<Pick>,
+    changes: &mut Changes,
+    started: std::time::Instant,
+) -> Result<bool, StageError> {
+    let store = &pipeline.store;
+    let requests = store.queue(&REQUESTS)?;
+    let sequence = SequenceNumber(head.commitment.sequence.0.saturating_add(1));
+    let transition = loop {
+        if picks.is_empty() {
+            return Ok(false);
+        }
+        let operations: Vec<Operation> = picks.iter().map(|pick| pick.operation.clone()).collect();
+        match pipeline.replay(&operations, sequence)? {
+            Ok(transition) => break transition,
+            Err((index, error)) => {
+                let pick = picks.remove(index.min(picks.len().saturating_sub(1)));
+                if waits(&error) {
+                    requests.release(pick.lease);
+                } else {
+                    let reason = error.to_string();
+                    queue::mark(store, changes, &pick.lease.item, |progress| progress.refuse(reason, now_ms()))?;
+                    requests.ack(changes, pick.lease);
+                }
+            }
+        }
+    };
+    let next = Commitment {
+        sequence,
+        supply: transition.after.supply,
+        digest: transition.digest_after().to_bytes(),
+    };
+    let top_ups = ripe_top_ups(pipeline).await?;
+    let rate = fees::current_fee_rate(&pipeline.rpc, &pipeline.settings.fees).await?;
+    let built = match price(pipeline, head, &picks, &top_ups, next, rate) {
+        Ok(built) => built,
+        Err(reason) => {
+            tracing::warn!(stage = "batch", %reason, "no batch now");
+            pipeline.say(format!("waiting: {reason}"));
+            for pick in picks {
+                requests.release(pick.lease);
+            }
+            return Ok(false);
+        }
+    };
+    let tries = store.get(&BATCHES, &sequence.0)?.map_or(0, |old| old.tries.saturating_add(1));
+    let record = record(&picks, sequence, tries, top_ups, &built, started);
+    tracing::info!(
+        stage = "batch", sequence = sequence.0, operations = record.operations.len(),
+        inputs = record.shape.0, outputs = record.shape.1, fee = %record.fee, "batch formed"
+    );
+    changes.put(&BATCHES, &sequence.0, &record);
+    store.queue(&PROVE)?.push(changes, &record.key(), &sequence.0)?;
+    for pick in picks {
+        let now = now_ms();
+        queue::mark(store, changes, &pick.lease.item, |progress| {
+            progress.step(RequestStatus::Batched, now);
+            progress.sequence = Some(sequence);
+        })?;
+        requests.ack(changes, pick.lease);
+    }
+    Ok(true)
+}
+
+/// May the operation apply later, when others are in the ledger?
+fn waits(error: &OperationError) -> bool {
+    matches!(
+        error,
+        OperationError::FutureNonce { .. }
+            | OperationError::InsufficientBalance { .. }
+            | OperationError::UnknownSender(_)
+    )
+}
+
+fn record(
+    picks: &[Pick],
+    sequence: SequenceNumber,
+    tries: u32,
+    top_ups: Vec<TopUp>,
+    built: &BatchTransaction,
+    started: std::time::Instant,
+) -> BatchRecord {
+    let deposits = picks.iter().filter_map(|pick| pick.deposit.as_ref());
+    BatchRecord {
+        sequence,
+        tries,
+        status: BatchStatus::Formed,
+        requests: picks.iter().map(|pick| pick.lease.item).collect(),
+        operations: picks.iter().map(|pick| pick.operation.clone()).collect(),
+        terms: deposits.clone().map(|(terms, _)| terms.clone()).collect(),
+        values: deposits.map(|(_, value)| *value).collect(),
+        top_ups,
+        fee: built.fee,
+        body: None,
+        candidate: None,
+        transaction: None,
+        shape: (built.unsigned.input.len(), built.unsigned.output.len()),
+        treasury: built.treasury.value,
+        supply: built.treasury.commitment.supply,
+        signers: Vec::new(),
+        blamed: Vec::new(),
+        refusals: Vec::new(),
+        attempts: 0,
+        broadcast_ms: None,
+        height: None,
+        stage_ms: StageTimes { batch: Some(elapsed_ms(started)), ..StageTimes::default() },
+    }
+}
+
+/// Milliseconds since `started`.
+pub fn elapsed_ms(started: std::time::Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Builds the transaction with the fee that its weight asks for; an `Err` says what it waits for.
+fn price(
+    pipeline: &Pipeline,
+    head: &Treasury,
+    picks: &[Pick],
+    top_ups: &[TopUp],
+    next: Commitment,
+    rate: FeeRate,
+) -> Result<BatchTransaction, String> {
+    let vault = pipeline.vault.key();
+    let mut deposits = Vec::new();
+    let mut withdrawals = Vec::new();
+    for pick in picks {
+        if let (Operation::Deposit { outpoint, .. }, Some((terms, value))) = (&pick.operation, &pick.deposit) {
+            let address = terms.address(&vault.group_key()).map_err(|error| error.to_string())?;
+            deposits.push(Swept { outpoint: *outpoint, value: *value, address });
+        }
+        if let Operation::Withdraw { amount, script_pubkey, .. } = &pick.operation {
+            withdrawals.push(bitcoin::TxOut { value: *amount, script_pubkey: script_pubkey.clone() });
+        }
+    }
+    let plan = |fee| BatchPlan {
+        treasury: head,
+        deposits: &deposits,
+        top_ups,
+        withdrawals: &withdrawals,
+        next,
+        fee,
+    };
+    let free = BatchTransaction::build(vault, &plan(Amount::ZERO)).map_err(|error| error.to_string())?;
+    let fee = rate.fee_wu(free.weight()).ok_or("the fee overflows")?;
+    let built = BatchTransaction::build(vault, &plan(fee)).map_err(|error| error.to_string())?;
+    if built.treasury.value < next.supply {
+        let lacking = next.supply.checked_sub(built.treasury.value).unwrap_or(Amount::ZERO);
+        return Err(format!(
+            "the surplus does not cover the miner fee of {fee}: top the vault up with at least {lacking}"
+        ));
+    }
+    Ok(built)
+}
+
+/// Confirmed, unspent outputs that pay the vault directly, in outpoint order.
+async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
+    let needed = pipeline.vault.parameters().deposit_confirmations;
+    let rows: Vec<_> = pipeline
+        .store
+        .iter(&TOP_UPS, .., Direction::Forward, 4 * MAX_TOP_UPS)?
+        .collect::<Result<_, _>>()?;
+    let mut top_ups = Vec::new();
+    for (outpoint, record) in rows {
+        let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
+        if unspent.is_some_and(|output| output.confirmations >= needed) && top_ups.len() < MAX_TOP_UPS {
+            top_ups.push(record.top_up);
+        }
+    }
+    top_ups.sort_unstable();
+    Ok(top_ups)
+}

@@ -1,0 +1,105 @@
+//! Stage 4: proves a batch, chunk by chunk, and fixes its body and its transaction.
+
+use std::{sync::Arc, time::Instant};
+
+use ledger::Transition;
+use node::{clock::now_ms, history};
+use proof::{ProvingKey, prove_chunk};
+use protocol::{
+    api::BatchStatus,
+    batch::{Body, Candidate},
+};
+use storage::Changes;
+
+use crate::{
+    batch::elapsed_ms,
+    records::{BATCHES, BatchRecord, PROVE, SIGN},
+    run::{Pipeline, StageError},
+};
+
+/// A proof must be done by then, or the batch is proven again, in ms.
+const LEASE_MS: u64 = 3_600_000;
+
+/// Proves the batch that waits for it. Gives whether there was one.
+///
+/// # Errors
+/// [`StageError`]; the batch stays in the queue.
+pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
+    let queue = pipeline.store.queue(&PROVE)?;
+    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else { return Ok(false) };
+    let mut changes = Changes::new();
+    let record = match pipeline.store.get(&BATCHES, &lease.key.0)? {
+        Some(record) if record.key() == lease.key && record.status == BatchStatus::Formed => record,
+        _ => {
+            queue.ack(&mut changes, lease);
+            pipeline.commit(changes).await?;
+            return Ok(true);
+        }
+    };
+    let Some(transition) = pipeline.transition(&record)? else {
+        pipeline.abandon(record, "another batch was confirmed first", &mut changes)?;
+        queue.ack(&mut changes, lease);
+        pipeline.commit(changes).await?;
+        return Ok(true);
+    };
+    pipeline.say(format!("proving batch {}", record.sequence.0));
+    let started = Instant::now();
+    let key = Arc::clone(&pipeline.keys);
+    let work = transition.clone();
+    let proofs = tokio::task::spawn_blocking(move || prove_all(&key, &work))
+        .await
+        .map_err(|error| StageError::Fault(error.to_string()))?
+        .map_err(|error| StageError::Fault(error.to_string()))?;
+    let elapsed = elapsed_ms(started);
+    tracing::info!(
+        stage = "prove", sequence = record.sequence.0, chunks = proofs.len(), elapsed_ms = elapsed, "batch proven"
+    );
+    let record = complete(pipeline, record, &transition, proofs, elapsed, &mut changes)?;
+    queue.ack(&mut changes, lease);
+    pipeline.store.queue(&SIGN)?.push(&mut changes, &record.key(), &record.sequence.0)?;
+    pipeline.commit(changes).await?;
+    Ok(true)
+}
+
+fn prove_all(key: &ProvingKey, transition: &Transition) -> Result<Vec<Vec<u8>>, proof::ProveError> {
+    transition.chunks.iter().map(|chunk| Ok(prove_chunk(key, chunk)?.to_bytes().to_vec())).collect()
+}
+
+/// The body with its proofs, and the candidate that carries it, both kept.
+fn complete(
+    pipeline: &Pipeline,
+    mut record: BatchRecord,
+    transition: &Transition,
+    proofs: Vec<Vec<u8>>,
+    elapsed: u64,
+    changes: &mut Changes,
+) -> Result<BatchRecord, StageError> {
+    let body = Body {
+        vault: pipeline.vault.id(),
+        sequence: record.sequence,
+        operations: record.operations.clone(),
+        terms: record.terms.clone(),
+        digests: transition.digests().iter().map(ledger::Digest::to_bytes).collect(),
+        proofs,
+    };
+    let built = pipeline.transaction(&record, transition)?;
+    let encoded = body.encode();
+    let hash = Body::hash_encoded(&encoded);
+    let head = pipeline.head().ok_or_else(|| StageError::Fault("no head".into()))?;
+    let candidate = Candidate {
+        vault: pipeline.vault.id(),
+        sequence: record.sequence,
+        parent: head.outpoint,
+        body: hash,
+        top_ups: record.top_ups.iter().map(|top_up| top_up.outpoint).collect(),
+        fee: record.fee,
+        txid: built.unsigned.compute_txid(),
+    };
+    history::keep_in(changes, &candidate, &encoded);
+    record.body = Some(hash);
+    record.candidate = Some(candidate);
+    record.status = BatchStatus::Proven;
+    record.stage_ms.prove = Some(elapsed);
+    changes.put(&BATCHES, &record.sequence.0, &record);
+    Ok(record)
+}

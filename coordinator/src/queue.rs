@@ -1,0 +1,199 @@
+//! Stage 2: a request that has passed the checks at the edge is stored and queued in one write, and only
+//! then answered "accepted". Also the one place that moves requests from status to status.
+
+use bitcoin::Amount;
+use ledger::{Ledger, Operation, OperationError, OperationId, SequenceNumber, VaultId};
+use node::clock::now_ms;
+use protocol::{api::RequestStatus, parameters::Parameters};
+use storage::{Changes, Direction, PushError, ReadError, Store};
+
+use crate::{
+    live::Reader,
+    records::{DEPOSITS, OPERATIONS, OperationRecord, PENDING, Progress, REQUESTS, Request},
+};
+
+/// Most operations of one account that wait at once.
+pub const MAX_PENDING: usize = 64;
+
+/// Why a signed operation is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// There is no vault yet.
+    #[error("this bridge has no genesis yet; try again when /readyz answers 200")]
+    NoGenesis,
+    /// The ledger has not caught up with the chain.
+    #[error("this coordinator is catching up with the chain; try again shortly")]
+    NotCurrent,
+    /// The fee is below the vault's smallest.
+    #[error("the fee is below the smallest fee of {least}")]
+    FeeTooLow {
+        /// The smallest fee.
+        least: Amount,
+    },
+    /// Another operation with this nonce waits.
+    #[error("another operation with nonce {nonce} of this account waits already")]
+    NonceTaken {
+        /// The nonce.
+        nonce: u64,
+    },
+    /// The account has too many operations that wait.
+    #[error("this account has {MAX_PENDING} operations waiting; send more when they are confirmed")]
+    TooMany,
+    /// The ledger would refuse it.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// No room.
+    #[error("the queue of requests is full; try again later")]
+    QueueFull,
+    /// The database.
+    #[error("the request could not be stored: {0}")]
+    Storage(String),
+}
+
+/// Checks a signed operation against the ledger and what already waits, stores and queues it.
+/// The same operation again gives its record back.
+///
+/// # Errors
+/// [`AcceptError`]; nothing is stored then.
+pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, AcceptError> {
+    let vault = reader.live.borrow().vault.clone().ok_or(AcceptError::NoGenesis)?;
+    let id = operation.id(&vault.id());
+    // One writer at a time: two requests with one nonce must not both pass.
+    let mut history = reader.history.write().map_err(|error| AcceptError::Storage(error.to_string()))?;
+    let history = history.as_mut().ok_or(AcceptError::NoGenesis)?;
+    if let Some(record) = reader.store.get(&OPERATIONS, &id.0).map_err(storage)?
+        && record.progress.status != RequestStatus::Refused
+    {
+        return Ok(record);
+    }
+    if !history.is_current() {
+        return Err(AcceptError::NotCurrent);
+    }
+    let (Some(sender), Some(nonce)) = (operation.sender(), operation.nonce()) else {
+        return Err(AcceptError::Operation(OperationError::UnknownSender(ledger::AccountIndex(u32::MAX))));
+    };
+    check_fee(&operation, &reader.parameters)?;
+    let mut line = waiting(&reader.store, sender.0).map_err(storage)?;
+    if line.len() >= MAX_PENDING {
+        return Err(AcceptError::TooMany);
+    }
+    if line.iter().any(|waiting| waiting.nonce() == Some(nonce)) {
+        return Err(AcceptError::NonceTaken { nonce });
+    }
+    let next = SequenceNumber(history.head().commitment.sequence.0.saturating_add(1));
+    check_alone(history.ledger(), &operation, &vault.id(), next)?;
+    // Behind the account's own operations that wait. What others will send it does not count yet.
+    line.push(operation.clone());
+    if let Err((_, error)) = history.replay(&line, next) {
+        return Err(error.into());
+    }
+    let now = now_ms();
+    let mut progress = Progress::new(RequestStatus::Received, now);
+    progress.step(RequestStatus::Queued, now);
+    let record = OperationRecord { operation, progress };
+    let mut changes = Changes::new();
+    changes.put(&OPERATIONS, &id.0, &record);
+    changes.put(&PENDING, &(sender.0, nonce), &id.0);
+    enqueue(&reader.store, &mut changes, id, 0, Request::Signed(id)).map_err(|error| match error {
+        PushError::QueueFull { .. } => AcceptError::QueueFull,
+        other => AcceptError::Storage(other.to_string()),
+    })?;
+    reader.store.commit(changes).map_err(|error| {
+        tracing::error!(%error, "a safety write failed; stopping (S11)");
+        std::process::abort()
+    })
+    .map(|()| {
+        reader.wake.notify_one();
+        record
+    })
+}
+
+/// The errors that an operation earns on its own, named before those of its place in the line.
+fn check_alone(
+    ledger: &Ledger,
+    operation: &Operation,
+    vault: &VaultId,
+    next: SequenceNumber,
+) -> Result<(), AcceptError> {
+    match ledger.check(operation, vault, next) {
+        // These depend on what waits before it.
+        Ok(())
+        | Err(OperationError::FutureNonce { .. } | OperationError::InsufficientBalance { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_fee(operation: &Operation, parameters: &Parameters) -> Result<(), AcceptError> {
+    let least = match operation {
+        Operation::Deposit { .. } => return Ok(()),
+        Operation::Transfer { .. } => parameters.transfer_fee,
+        Operation::Withdraw { .. } => parameters.withdraw_fee,
+    };
+    if operation.fee() < least { Err(AcceptError::FeeTooLow { least }) } else { Ok(()) }
+}
+
+/// Operations of an account that are not confirmed, by nonce.
+fn waiting(store: &Store, sender: u32) -> Result<Vec<Operation>, ReadError> {
+    let mut line = Vec::new();
+    for row in store.iter(&PENDING, (sender, 0)..=(sender, u64::MAX), Direction::Forward, MAX_PENDING)? {
+        let (_, id) = row?;
+        if let Some(record) = store.get(&OPERATIONS, &id)? {
+            line.push(record.operation);
+        }
+    }
+    Ok(line)
+}
+
+fn storage(error: ReadError) -> AcceptError {
+    AcceptError::Storage(error.to_string())
+}
+
+/// Adds a request to the queue of those that wait for a batch.
+///
+/// # Errors
+/// A full queue or a damaged database; `changes` is as before.
+pub fn enqueue(
+    store: &Store,
+    changes: &mut Changes,
+    id: OperationId,
+    tries: u32,
+    request: Request,
+) -> Result<(), PushError> {
+    store.queue(&REQUESTS)?.push(changes, &(id.0, tries), &request)
+}
+
+/// Moves a request to a status, in `changes`. Gives the progress before.
+///
+/// # Errors
+/// A damaged database.
+pub fn mark(
+    store: &Store,
+    changes: &mut Changes,
+    request: &Request,
+    update: impl FnOnce(&mut Progress),
+) -> Result<(), ReadError> {
+    match request {
+        Request::Deposit(outpoint) => {
+            if let Some(mut record) = store.get(&DEPOSITS, outpoint)? {
+                update(&mut record.progress);
+                changes.put(&DEPOSITS, outpoint, &record);
+            }
+        }
+        Request::Signed(id) => {
+            if let Some(mut record) = store.get(&OPERATIONS, &id.0)? {
+                update(&mut record.progress);
+                let over = matches!(
+                    record.progress.status,
+                    RequestStatus::Refused | RequestStatus::Confirmed | RequestStatus::Final
+                );
+                if let (true, Some(sender), Some(nonce)) =
+                    (over, record.operation.sender(), record.operation.nonce())
+                {
+                    changes.delete(&PENDING, &(sender.0, nonce));
+                }
+                changes.put(&OPERATIONS, &id.0, &record);
+            }
+        }
+    }
+    Ok(())
+}
