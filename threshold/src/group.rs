@@ -176,7 +176,7 @@ impl GroupInfo {
             let mut others = Secp256K1ScalarField::one();
             for (j, (z, ..)) in points.iter().enumerate() {
                 if i != j {
-                    others = others * (*x - *z);
+                    others *= *x - *z;
                 }
             }
             let v = Secp256K1ScalarField::invert(&others).map_err(|_| GroupError::Shares)?;
@@ -184,7 +184,7 @@ impl GroupInfo {
                 .iter()
                 .rev()
                 .fold(Secp256K1ScalarField::zero(), |sum, c| sum * *x + *c);
-            sum = sum + *y * (v * at_x);
+            sum += *y * (v * at_x);
         }
         Ok(sum == Secp256K1Group::identity())
     }
