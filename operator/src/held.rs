@@ -1,0 +1,220 @@
+//! Batch data that other operators have asked this one to keep (S8). It is not verified yet, so it stays
+//! apart from the history until the chain, by a digest, says that it is the right one.
+
+use bitcoin::Txid;
+use ledger::SequenceNumber;
+use protocol::{
+    batch::{Body, Candidate},
+    identity::PeerKey,
+    message::{Refusal, Rule},
+    vault::Vault,
+};
+use serde::{Deserialize, Serialize};
+use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
+
+/// Batches of one peer that are kept for one sequence number.
+pub const MAX_PER_PEER: usize = 4;
+/// How far ahead of this operator's head a batch may be, which the others may have seen confirmed earlier.
+const MAX_AHEAD: u64 = 2;
+/// Rows looked at for one sequence number: more than a roster can fill.
+const MAX_ROWS: usize = MAX_PER_PEER * protocol::roster::MAX_OPERATORS;
+
+/// By sequence number and transaction id.
+const HELD: Table<(u64, Txid), Held> = Table::new("held", 1);
+
+/// The tables of this module.
+pub const TABLES: [ColumnName; 1] = [HELD.name()];
+
+/// A batch that somebody else vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What is said to carry the body.
+    pub candidate: Candidate,
+    /// The encoded body; its hash is the candidate's.
+    pub body: Vec<u8>,
+    from: PeerKey,
+}
+
+/// Why a batch was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// The peer asks for something that is not done here.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A damaged database.
+    #[error("reading held batches failed")]
+    Read(#[from] ReadError),
+    /// Fatal (S11).
+    #[error("writing a held batch failed")]
+    Commit(#[from] CommitError),
+}
+
+/// Keeps a batch durably for an operator.
+///
+/// # Errors
+/// [`HoldError::Refused`] when the data is malformed, not of the next batches, or one too many.
+pub fn hold(
+    store: &Store,
+    vault: &Vault,
+    head: SequenceNumber,
+    from: PeerKey,
+    candidate: Candidate,
+    body: Vec<u8>,
+) -> Result<(), HoldError> {
+    let sequence = candidate.sequence.0;
+    if candidate.vault != vault.id() {
+        return Err(refuse("the batch is of another vault"));
+    }
+    if sequence <= head.0 || sequence > head.0.saturating_add(MAX_AHEAD) {
+        return Err(refuse(format!("batch {sequence} is not one of the next after {head}")));
+    }
+    if Body::hash_encoded(&body) != candidate.body {
+        return Err(refuse("the body is not the candidate's"));
+    }
+    let decoded = Body::decode(&body).map_err(|error| refuse(error.to_string()))?;
+    if decoded.sequence != candidate.sequence || decoded.vault != candidate.vault {
+        return Err(refuse("the body is of another batch than its candidate"));
+    }
+    let there = of(store, candidate.sequence)?;
+    if there.iter().any(|held| held.candidate == candidate) {
+        return Ok(());
+    }
+    if there.iter().any(|held| held.candidate.txid == candidate.txid) {
+        // Who came first stays; the chain will tell who was right, and the right one can be asked for.
+        return Err(refuse("another batch with this transaction id is held"));
+    }
+    if there.iter().filter(|held| held.from == from).count() >= MAX_PER_PEER {
+        return Err(refuse(format!("{MAX_PER_PEER} batches of this peer are held for this sequence number")));
+    }
+    let mut changes = Changes::new();
+    changes.put(&HELD, &(sequence, candidate.txid), &Held { candidate, body, from });
+    store.commit(changes)?;
+    Ok(())
+}
+
+/// The batch with that number and transaction id, if somebody has sent it.
+///
+/// # Errors
+/// A damaged database.
+pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Option<Held>, ReadError> {
+    store.get(&HELD, &(sequence.0, *txid))
+}
+
+/// Everything held for a sequence number.
+fn of(store: &Store, sequence: SequenceNumber) -> Result<Vec<Held>, ReadError> {
+    let from = (sequence.0, first_txid());
+    let to = (sequence.0.saturating_add(1), first_txid());
+    store
+        .iter(&HELD, from..to, Direction::Forward, MAX_ROWS)?
+        .map(|row| row.map(|(_, held)| held))
+        .collect()
+}
+
+/// Drops what is held up to a sequence number, one that is deep in the chain.
+///
+/// # Errors
+/// Fatal (S11) when it is a write that fails.
+pub fn drop_up_to(store: &Store, sequence: SequenceNumber) -> Result<(), HoldError> {
+    let to = (sequence.0.saturating_add(1), first_txid());
+    let mut changes = Changes::new();
+    for row in store.iter(&HELD, ..to, Direction::Forward, MAX_ROWS)? {
+        let (key, _) = row?;
+        changes.delete(&HELD, &key);
+    }
+    store.commit(changes)?;
+    Ok(())
+}
+
+fn first_txid() -> Txid {
+    bitcoin::hashes::Hash::all_zeros()
+}
+
+fn refuse(reason: impl Into<String>) -> HoldError {
+    HoldError::Refused(Refusal::new(Rule::S12, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn peer(n: u8) -> PeerKey {
+        PeerKey([n; 32])
+    }
+
+    fn batch(sequence: u64, n: u8) -> (Candidate, Vec<u8>) {
+        let (mut candidate, mut body) = testing::candidate_and_body();
+        body.sequence = SequenceNumber(sequence);
+        candidate.sequence = body.sequence;
+        candidate.txid = bitcoin::hashes::Hash::from_byte_array([n; 32]);
+        candidate.body = body.hash();
+        (candidate, body.encode())
+    }
+
+    fn refusal(result: Result<(), HoldError>) -> Refusal {
+        match result {
+            Err(HoldError::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_kept_once_and_found_by_its_transaction() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let (candidate, body) = batch(1, 5);
+        for _ in 0..2 {
+            hold(&store, vault, SequenceNumber(0), peer(1), candidate.clone(), body.clone()).unwrap();
+        }
+        let held = find(&store, SequenceNumber(1), &candidate.txid).unwrap().unwrap();
+        assert_eq!((held.candidate, held.body), (candidate.clone(), body));
+        drop_up_to(&store, SequenceNumber(1)).unwrap();
+        assert!(find(&store, SequenceNumber(1), &candidate.txid).unwrap().is_none());
+    }
+
+    #[test]
+    fn nobody_can_fill_the_disk() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let max = u8::try_from(MAX_PER_PEER).unwrap();
+        let offer = |by: u8, sequence: u64, n: u8| {
+            let (candidate, body) = batch(sequence, n);
+            hold(&store, vault, SequenceNumber(3), peer(by), candidate, body)
+        };
+        for n in 0..max {
+            offer(1, 4, n).unwrap();
+        }
+        assert!(refusal(offer(1, 4, max)).reason.contains("of this peer"));
+        offer(2, 4, max).unwrap();
+        offer(1, 5, 0).unwrap();
+        for sequence in [0, 3, 6, u64::MAX] {
+            assert!(refusal(offer(2, sequence, 0)).reason.contains("not one of the next"), "{sequence}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let offer = |change: &dyn Fn(&mut Candidate, &mut Vec<u8>)| {
+            let (mut candidate, mut body) = batch(1, 1);
+            change(&mut candidate, &mut body);
+            hold(&store, vault, SequenceNumber(0), peer(1), candidate, body)
+        };
+        for change in [
+            &(|_: &mut Candidate, body: &mut Vec<u8>| body.push(0)) as &dyn Fn(&mut Candidate, &mut Vec<u8>),
+            &|candidate, body| {
+                *body = vec![9; 10];
+                candidate.body = Body::hash_encoded(body);
+            },
+            &|candidate, _| candidate.vault.0[0] ^= 1,
+            &|candidate, body| {
+                *body = batch(2, 1).1;
+                candidate.body = Body::hash_encoded(body);
+            },
+        ] {
+            assert_eq!(refusal(offer(change)).rule, Rule::S12);
+        }
+        offer(&|_, _| {}).unwrap();
+    }
+}

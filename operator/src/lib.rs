@@ -1,0 +1,27 @@
+//! An operator: holds one share of a vault's key, verifies batches on its own, and signs what it has verified.
+//!
+//! ```text
+//! settings --> run: one loop
+//!                |  proposals --> body (pull) --> verify (one file a rule) --> held, kept, passed on
+//!                |                                                               |
+//!                |  sign requests --> promises (on disk first) --> vault (nonces, share) --> answer
+//!                |
+//!                '- chain steps --> node::history (treasury's chain, ledger)
+//! generate: key generation, once                  status: what it is doing, for people and monitors
+//! ```
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+pub mod body;
+pub mod books;
+pub mod generate;
+pub mod held;
+pub mod keys;
+pub mod peers;
+pub mod promises;
+pub mod run;
+pub mod settings;
+pub mod status;
+#[cfg(test)]
+mod testing;
+pub mod vault;
+pub mod verify;

@@ -1,0 +1,85 @@
+//! What must be on disk before something leaves this machine (S7, S11, S14). A write that fails ends
+//! the process: going on could mean to sign twice.
+
+use bitcoin::OutPoint;
+use protocol::signer::Promise;
+use serde::{Deserialize, Serialize};
+use storage::{Changes, ColumnName, CommitError, ReadError, Store, Table};
+
+/// The last batch that a share was given for (S7).
+const PROMISE: Table<(), Promise> = Table::new("promise", 1);
+/// The one genesis that a share was given for.
+const GENESIS: Table<(), GenesisPromise> = Table::new("genesis_promise", 1);
+/// Why signing has stopped for good (S14).
+const ALARM: Table<(), String> = Table::new("alarm", 1);
+
+/// The tables of this module.
+pub const TABLES: [ColumnName; 3] = [PROMISE.name(), GENESIS.name(), ALARM.name()];
+
+/// A genesis that this operator has signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenesisPromise {
+    /// The output.
+    pub outpoint: OutPoint,
+    /// Height of its block.
+    pub height: u32,
+}
+
+/// Everything promised so far.
+#[derive(Clone, Debug, Default)]
+pub struct Promises {
+    /// The last batch.
+    pub batch: Option<Promise>,
+    /// The genesis.
+    pub genesis: Option<GenesisPromise>,
+    /// The alarm.
+    pub alarm: Option<String>,
+}
+
+/// Reads what was promised before the restart.
+///
+/// # Errors
+/// A damaged database.
+pub fn load(store: &Store) -> Result<Promises, ReadError> {
+    Ok(Promises {
+        batch: store.get(&PROMISE, &())?,
+        genesis: store.get(&GENESIS, &())?,
+        alarm: store.get(&ALARM, &())?,
+    })
+}
+
+/// Writes a batch's promise.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_batch(store: &Store, promise: &Promise) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&PROMISE, &(), promise);
+    store.commit(changes)
+}
+
+/// Writes the genesis promise.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_genesis(store: &Store, promise: &GenesisPromise) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&GENESIS, &(), promise);
+    store.commit(changes)
+}
+
+/// Writes the alarm, which outlives restarts: somebody has to look first.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_alarm(store: &Store, reason: &str) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&ALARM, &(), &reason.to_owned());
+    store.commit(changes)
+}
+
+/// Ends the process at once, before anything else can leave it (S11).
+pub fn stop_on_failed_write(error: &CommitError) -> ! {
+    tracing::error!(error = error as &dyn std::error::Error, "a safety write failed; stopping (S11)");
+    std::process::abort()
+}

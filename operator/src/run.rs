@@ -1,0 +1,474 @@
+//! The operator's loop: hear, step the machine, persist, carry out the effects, feed their results back.
+//!
+//! ```text
+//! peers, own chain, workers, clock --> Node --protocol::signer::State::step--> effects --> workers
+//! ```
+//!
+//! The loop itself does not wait for anybody: pulling, verifying, signing and asking run beside it and come
+//! back as [`Event`]s. What must be on disk before something leaves is written in the loop, so that
+//! writes happen in the order of the decisions.
+
+mod answers;
+mod follow;
+mod key;
+mod sessions;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chain::{BitcoinRpc, FollowError, NodeStatus, Step};
+use ledger::SequenceNumber;
+use node::{
+    certificate, clock,
+    files::FileError,
+    history::{self, HistoryError},
+};
+use proof::VerifyingKey;
+use protocol::{
+    batch::Candidate,
+    identity::{Identity, PeerKey, Signed},
+    message::{Refusal, SessionId, Subject},
+    parameters::Parameters,
+    roster::Roster,
+    signer::{self, State},
+    vault::{GenesisCertificate, Vault, VaultError, VaultKey},
+};
+use storage::{ColumnName, OpenError, ReadError, Schema, Store};
+use threshold::dkg;
+use tokio::{
+    sync::{mpsc, watch},
+    task,
+};
+
+use crate::{
+    books::Books,
+    generate::{GenerateError, Generation},
+    held,
+    keys::{KeyFileError, KeyFiles},
+    peers::{self, Heard, Inbox, Peers},
+    promises,
+    settings::{Caps, Settings, SettingsError},
+    status::{self, Status, StatusError},
+    vault::{KeySafe, Reading},
+    verify::Verified,
+};
+
+/// The heartbeat: deadlines, key-generation questions, clocks.
+const TICK: Duration = Duration::from_millis(250);
+/// Heartbeats between questions that can wait: certificate, missing batches.
+const SLOW_TICKS: u32 = 4;
+/// Results of workers that wait for the loop.
+const MAX_EVENTS: usize = 1_024;
+/// Chain steps that wait for the loop.
+const MAX_STEPS: usize = 4;
+/// Proposals kept because they are ahead of this operator's chain.
+const MAX_EARLY: usize = 8;
+
+/// Why an operator stops, or does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The settings.
+    #[error("the settings can't be used")]
+    Settings(#[from] SettingsError),
+    /// Roster, parameters or identity.
+    #[error("a file can't be used")]
+    File(#[from] FileError),
+    /// The folder.
+    #[error("the data folder {path} can't be made")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The verifying key.
+    #[error("the verifying key {path} can't be used: {reason}")]
+    VerifyingKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The Bitcoin node's settings.
+    #[error("bitcoind can't be used")]
+    Bitcoind(#[from] chain::SettingsError),
+    /// The database.
+    #[error("the database can't be opened")]
+    Database(#[from] OpenError),
+    /// Damaged data.
+    #[error("the database can't be read")]
+    Read(#[from] ReadError),
+    /// Key files.
+    #[error("a key file can't be used")]
+    Keys(#[from] KeyFileError),
+    /// Key generation.
+    #[error("key generation can't go on")]
+    Generate(#[from] GenerateError),
+    /// The vault.
+    #[error("the vault can't be opened")]
+    Vault(#[from] VaultError),
+    /// The history.
+    #[error("the history can't go on")]
+    History(#[from] HistoryError),
+    /// The chain.
+    #[error("the chain can't be followed")]
+    Follow(#[from] FollowError),
+    /// The network.
+    #[error("the network can't be used")]
+    Network(#[from] p2p::StartError),
+    /// The status pages.
+    #[error("the status pages can't be served")]
+    Status(#[from] StatusError),
+    /// A part of this process has ended; a fault of our own.
+    #[error("{0} has ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// What workers report.
+enum Event {
+    /// A verdict; with it everything that is needed to keep, pass on and sign.
+    Judged(SessionId, Result<Work, Refusal>),
+    /// Batch data is on disk.
+    Stored(SessionId),
+    /// A peer keeps the batch data, or can't be reached.
+    Receipt(SessionId, PeerKey),
+    /// An operator has answered about key generation, or not.
+    Dkg(PeerKey, Option<Vec<Signed<dkg::Message>>>),
+    /// Somebody knows the genesis certificate.
+    Certificate(GenesisCertificate),
+    /// The answer about a missing batch; `None` if nobody has it.
+    Missing(Option<(Candidate, Vec<u8>)>),
+}
+
+/// A subject that was verified.
+#[derive(Clone)]
+struct Work {
+    verified: Arc<Verified>,
+    /// The encoded body of a batch.
+    body: Option<Arc<Vec<u8>>>,
+}
+
+/// The vault once its genesis is certified.
+#[derive(Clone)]
+struct Open {
+    vault: Arc<Vault>,
+    books: Arc<Mutex<Books>>,
+}
+
+/// Everything that the loop holds.
+struct Node {
+    caps: Caps,
+    scan_from: u32,
+    roster: Arc<Roster>,
+    parameters: Arc<Parameters>,
+    identity: Arc<Identity>,
+    verifying_key: Arc<VerifyingKey>,
+    store: Store,
+    rpc: BitcoinRpc,
+    peers: Peers,
+    events: mpsc::Sender<Event>,
+    state: State,
+    generation: Generation,
+    key: Option<Arc<VaultKey>>,
+    safe: Option<Arc<Mutex<KeySafe>>>,
+    open: Option<Open>,
+    steps: Option<mpsc::Receiver<Result<Step, FollowError>>>,
+    node_status: watch::Receiver<NodeStatus>,
+    genesis: Option<promises::GenesisPromise>,
+    work: BTreeMap<SessionId, Work>,
+    /// When verification of a session began.
+    since: BTreeMap<SessionId, Instant>,
+    early: VecDeque<(PeerKey, Subject)>,
+    asking_dkg: BTreeSet<PeerKey>,
+    asking_missing: bool,
+    ticks: u32,
+    status: watch::Sender<Status>,
+}
+
+/// Runs an operator until `shutdown` is ready.
+///
+/// # Errors
+/// [`RunError`] says what keeps it from starting or going on.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let (mut node, mut inbox, mut events) = start(settings).await?;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            heard = inbox.next() => match heard {
+                Some(heard) => node.hear(heard)?,
+                None => return Err(RunError::Ended("the network")),
+            },
+            step = next_step(&mut node.steps) => match step {
+                Some(step) => node.follow(step?)?,
+                None => return Err(RunError::Ended("the chain follower")),
+            },
+            Some(event) = events.recv() => node.on_event(event)?,
+            _ = tick.tick() => node.tick()?,
+            () = &mut shutdown => break,
+        }
+    }
+    tracing::info!("stopping");
+    node.peers.shut_down().await;
+    Ok(())
+}
+
+async fn next_step(
+    steps: &mut Option<mpsc::Receiver<Result<Step, FollowError>>>,
+) -> Option<Result<Step, FollowError>> {
+    match steps {
+        Some(steps) => steps.recv().await,
+        // Nothing to follow before the genesis.
+        None => std::future::pending().await,
+    }
+}
+
+/// All columns of an operator's database.
+fn columns() -> Vec<ColumnName> {
+    [history::TABLES.as_slice(), &promises::TABLES, &held::TABLES].concat()
+}
+
+async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>), RunError> {
+    let roster = Arc::new(node::files::load_roster(&settings.roster)?);
+    let parameters = Arc::new(node::files::load_parameters(&settings.parameters)?);
+    settings.check_network(parameters.network)?;
+    let identity = Arc::new(node::files::load_identity(&settings.identity)?);
+    if !roster.is_operator(&identity.public()) {
+        return Err(GenerateError::NotAnOperator(identity.public()).into());
+    }
+    let verifying_key = load_verifying_key(&settings.verifying_key)?;
+    let rpc = BitcoinRpc::new(&settings.bitcoind)?;
+    let data = &settings.data_dir;
+    std::fs::create_dir_all(data).map_err(|source| RunError::Folder { path: data.clone(), source })?;
+    let columns = columns();
+    let network_name = peers::network_name(&roster, &parameters);
+    let schema = Schema { kind: "operator", network: &network_name, columns: &columns };
+    let store = Store::open(data.join("db"), &schema)?;
+    let passphrase = settings.passphrase()?;
+    let keys = Arc::new(KeyFiles::new(data.clone(), passphrase, settings.sealing.into()));
+    let certificate = certificate::load(&store)?;
+    let (generation, share) =
+        Generation::open(keys, &roster, &parameters, identity.clone(), certificate.is_some())?;
+    let promised = promises::load(&store)?;
+    let mut state = State::default();
+    state.replacement_delay = parameters.replacement_delay.into();
+    state.promise = promised.batch;
+    state.genesis = promised.genesis.map(|genesis| genesis.outpoint);
+    state.alarm = promised.alarm;
+
+    let (events, results) = mpsc::channel(MAX_EVENTS);
+    let (peers, inbox) = peers::start(&settings.listen, roster.clone(), &parameters, &identity).await?;
+    let status = watch::Sender::new(Status::default());
+    if let Some(address) = settings.status_listen {
+        status::serve(address, status.subscribe()).await?;
+    }
+    let mut node = Node {
+        caps: settings.caps.clone(),
+        scan_from: settings.scan_from,
+        peers,
+        state,
+        roster,
+        parameters,
+        identity,
+        verifying_key: Arc::new(verifying_key),
+        store,
+        rpc,
+        events,
+        generation,
+        key: None,
+        safe: None,
+        open: None,
+        steps: None,
+        node_status: watch::Sender::new(NodeStatus::default()).subscribe(),
+        genesis: promised.genesis,
+        work: BTreeMap::new(),
+        since: BTreeMap::new(),
+        early: VecDeque::new(),
+        asking_dkg: BTreeSet::new(),
+        asking_missing: false,
+        ticks: 0,
+        status,
+    };
+    if let Some(share) = share {
+        node.use_share(share)?;
+    }
+    if let Some(certificate) = certificate {
+        node.use_certificate(&certificate)?;
+    }
+    node.show();
+    tracing::info!(identity = %node.identity.public(), network = %node.parameters.network, "operator started");
+    Ok((node, inbox, results))
+}
+
+fn load_verifying_key(path: &std::path::Path) -> Result<VerifyingKey, RunError> {
+    VerifyingKey::load(path)
+        .map_err(|error| RunError::VerifyingKey { path: path.to_owned(), reason: error.to_string() })
+}
+
+impl Node {
+    fn on_event(&mut self, event: Event) -> Result<(), RunError> {
+        match event {
+            Event::Judged(id, verdict) => self.judged(id, verdict),
+            Event::Stored(session) => {
+                let reachable = self.peers.operators();
+                self.step(signer::Input::Stored { session, reachable });
+            }
+            Event::Receipt(session, peer) => self.step(signer::Input::Receipt(session, peer)),
+            Event::Dkg(peer, messages) => self.take_dkg(&peer, messages)?,
+            Event::Certificate(certificate) => self.learn_certificate(&certificate)?,
+            Event::Missing(batch) => self.take_missing(batch)?,
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, heard: Heard) -> Result<(), RunError> {
+        match heard {
+            Heard::Gossip(from, gossip) => self.hear_gossip(from, gossip)?,
+            Heard::Asked(from, ask, reply) => self.answer(from, ask, reply),
+            Heard::Changed => self.show(),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<(), RunError> {
+        self.ticks = self.ticks.wrapping_add(1);
+        if let Some(safe) = &self.safe
+            && lock(safe).watch(Reading::now())
+        {
+            tracing::warn!("the clock or the boot changed under this process; all nonces were dropped (S9)");
+        }
+        self.step(signer::Input::Tick);
+        self.ask_dkg();
+        if self.ticks.is_multiple_of(SLOW_TICKS) {
+            self.ask_certificate();
+            self.ask_missing()?;
+            self.show();
+        }
+        Ok(())
+    }
+
+    /// One step of the machine, and what follows from it.
+    fn step(&mut self, input: signer::Input) {
+        match self.state.step(clock::now_ms(), input) {
+            Ok(effects) => self.perform(effects),
+            Err(refusal) => tracing::debug!(%refusal, "refused"),
+        }
+        self.forget_closed();
+    }
+
+    /// Work of sessions that are gone can't be signed any more.
+    fn forget_closed(&mut self) {
+        let state = &self.state;
+        self.work.retain(|id, _| state.session(id).is_some());
+        self.since.retain(|id, _| state.session(id).is_some());
+    }
+
+    /// Reports from beside the loop. The channel is bounded; a report that finds no loop is not needed.
+    fn spawn<F>(&self, work: F)
+    where
+        F: Future<Output = Option<Event>> + Send + 'static,
+    {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Some(event) = work.await {
+                let _ = events.send(event).await;
+            }
+        });
+    }
+
+    /// Renews what the status pages show.
+    fn show(&self) {
+        let node = self.node_status.borrow().clone();
+        let progress = self.generation.progress().filter(|_| self.safe.is_none());
+        let head = self.state.head;
+        let is_current = self.open.as_ref().is_some_and(|open| lock(&open.books).history.is_current());
+        let behind = self.state.height < node.blocks;
+        let (stage, not_ready) = if self.safe.is_none() {
+            ("key generation", Some("key generation is not finished".to_owned()))
+        } else if self.open.is_none() {
+            ("genesis", Some("there is no genesis certificate yet".to_owned()))
+        } else if !node.reachable {
+            ("syncing", Some("the own Bitcoin node does not answer".to_owned()))
+        } else if behind || !is_current {
+            ("syncing", Some("the history has not caught up".to_owned()))
+        } else {
+            ("open", None)
+        };
+        let alarm = self.state.alarm.clone();
+        let shown = Status {
+            identity: self.identity.public().to_string(),
+            stage,
+            not_ready: alarm.as_ref().map(|alarm| format!("signing has stopped: {alarm}")).or(not_ready),
+            alarm,
+            key_generation: progress.map(|progress| self.show_progress(&progress)),
+            group_key: self.key.as_ref().map(|key| key.group_key().to_string()),
+            vault_address: self.key.as_ref().and_then(|key| key.address()).map(|address| address.to_string()),
+            vault: self.open.as_ref().map(|open| open.vault.id().to_string()),
+            sequence: head.map(|head| head.commitment.sequence.0),
+            treasury_sat: head.map(|head| head.value.to_sat()),
+            supply_sat: head.map(|head| head.commitment.supply.to_sat()),
+            height: self.state.height,
+            bitcoind_reachable: node.reachable,
+            connected: self.names(&self.peers.connected()),
+            sessions: self.state.sessions(),
+        };
+        metrics::gauge!("operator_ready").set(if shown.not_ready.is_none() { 1.0 } else { 0.0 });
+        metrics::gauge!("operator_alarm").set(if shown.alarm.is_some() { 1.0 } else { 0.0 });
+        metrics::gauge!("operator_height").set(f64::from(shown.height));
+        metrics::gauge!("operator_peers").set(f64::from(u32::try_from(shown.connected.len()).unwrap_or(u32::MAX)));
+        self.status.send_if_modified(|status| {
+            let changed = *status != shown;
+            *status = shown;
+            changed
+        });
+    }
+
+    fn show_progress(&self, progress: &dkg::Progress) -> status::KeyGeneration {
+        let missing = progress.missing.iter().filter_map(|signer| self.roster.operator(*signer));
+        status::KeyGeneration {
+            stage: format!("{:?}", progress.stage).to_lowercase(),
+            missing: missing.map(|member| member.name.clone()).collect(),
+            failure: progress.failure.as_ref().map(ToString::to_string),
+        }
+    }
+
+    fn names(&self, keys: &BTreeSet<PeerKey>) -> Vec<String> {
+        let members = self.roster.members().filter(|member| keys.contains(&member.key));
+        members.map(|member| member.name.clone()).collect()
+    }
+
+    /// The latest sequence number held canonical; `None` before the genesis.
+    fn head_sequence(&self) -> Option<SequenceNumber> {
+        self.state.head.map(|head| head.commitment.sequence)
+    }
+}
+
+/// Locks; a panic of another holder leaves nothing half done in what is guarded here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs what waits for a disk in the loop's own task, off the runtime's back.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    task::block_in_place(work)
+}
+
+/// For log lines.
+fn ms_since(begin: Instant) -> u64 {
+    u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Stops the process if the history failed to write (S11).
+fn fatal(error: HistoryError) -> RunError {
+    if let HistoryError::Commit(commit) = &error {
+        promises::stop_on_failed_write(commit);
+    }
+    error.into()
+}
+

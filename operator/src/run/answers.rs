@@ -1,0 +1,98 @@
+//! What peers ask, and what this operator answers. Nothing here signs or promises but the sign request, which
+//! goes through the machine.
+
+use node::history;
+use protocol::{
+    batch::Candidate,
+    identity::PeerKey,
+    message::{Answer, Ask, Refusal, Rule},
+    vault::GenesisCertificate,
+};
+use storage::ReadError;
+
+use super::{Node, RunError, lock};
+use crate::{held, peers::Reply, promises};
+
+impl Node {
+    pub(super) fn answer(&mut self, from: PeerKey, ask: Ask, reply: Reply) {
+        let answer = match ask {
+            Ask::Dkg { context } => self.generation.answer(&from, &context).map(Answer::Dkg),
+            Ask::Group => Ok(Answer::Group(self.key.as_ref().map(|key| key.group().clone()))),
+            Ask::Genesis => Ok(Answer::Genesis(self.certificate())),
+            Ask::Body(hash) => history::kept_body(&self.store, &hash).map(Answer::Body).map_err(own_database),
+            Ask::Batch(sequence) => self.batch(sequence).map(Answer::Batch),
+            Ask::Keep { candidate, body } => return self.keep(from, candidate, body, reply),
+            Ask::Sign { session, attempt, commitments } => {
+                return self.sign(from, session, attempt, commitments, reply);
+            }
+            Ask::Accept { .. } | Ask::Refuse { .. } => {
+                Err(Refusal::new(Rule::S12, "this node is an operator; it coordinates nothing"))
+            }
+        };
+        reply.send(answer.unwrap_or_else(Answer::Refused));
+    }
+
+    fn certificate(&self) -> Option<GenesisCertificate> {
+        self.open.as_ref().map(|open| open.vault.certificate().clone())
+    }
+
+    /// The confirmed batch of that number: from the history, or as others had it kept here.
+    fn batch(&self, sequence: ledger::SequenceNumber) -> Result<Option<(Candidate, Vec<u8>)>, Refusal> {
+        let Some(open) = &self.open else { return Ok(None) };
+        let Some(batch) = lock(&open.books).history.confirmed(sequence).copied() else { return Ok(None) };
+        let kept = || -> Result<Option<(Candidate, Vec<u8>)>, ReadError> {
+            if let Some(candidate) = history::kept_candidate(&self.store, &batch.txid)?
+                && let Some(body) = history::kept_body(&self.store, &candidate.body)?
+            {
+                return Ok(Some((candidate, body)));
+            }
+            let held = held::find(&self.store, sequence, &batch.txid)?;
+            Ok(held.map(|held| (held.candidate, held.body)))
+        };
+        kept().map_err(own_database)
+    }
+
+    /// S8, the other side: keeps batch data for an operator. The disk is waited for beside the loop.
+    fn keep(&self, from: PeerKey, candidate: Candidate, body: Vec<u8>, reply: Reply) {
+        let (Some(open), Some(head)) = (&self.open, self.head_sequence()) else {
+            return reply.send(Answer::Refused(Refusal::new(Rule::S2, "no genesis is certified here")));
+        };
+        if !self.roster.is_operator(&from) {
+            return reply.send(Answer::Refused(Refusal::new(Rule::S12, "batch data is kept for operators")));
+        }
+        let (store, vault) = (self.store.clone(), open.vault.clone());
+        tokio::task::spawn_blocking(move || {
+            let hash = candidate.body;
+            // What was verified here is kept already.
+            if history::kept_candidate(&store, &candidate.txid).ok().flatten().as_ref() == Some(&candidate) {
+                return reply.send(Answer::Kept(hash));
+            }
+            reply.send(match held::hold(&store, &vault, head, from, candidate, body) {
+                Ok(()) => Answer::Kept(hash),
+                Err(held::HoldError::Refused(refusal)) => Answer::Refused(refusal),
+                Err(held::HoldError::Read(error)) => Answer::Refused(own_database(error)),
+                Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),
+            });
+        });
+    }
+
+    pub(super) fn hear_gossip(
+        &mut self,
+        from: PeerKey,
+        gossip: protocol::message::Gossip,
+    ) -> Result<(), RunError> {
+        use protocol::message::Gossip;
+        match gossip {
+            Gossip::Proposal { subject, .. } if self.roster.is_coordinator(&from) => self.proposed(from, subject),
+            Gossip::Proposal { .. } => tracing::warn!(%from, "a proposal from a node that is no coordinator"),
+            Gossip::Genesis(certificate) => self.learn_certificate(&certificate)?,
+            Gossip::Signed { candidate, transaction } => self.submit(&candidate, transaction),
+        }
+        Ok(())
+    }
+}
+
+fn own_database(error: ReadError) -> Refusal {
+    tracing::error!(error = &error as &dyn std::error::Error, "the own database can't be read");
+    Refusal::new(Rule::S11, "this operator's database can't be read")
+}

@@ -1,0 +1,133 @@
+//! The own chain moves: batches confirm, the treasury moves on, missing batch data is fetched; and an unknown
+//! spend of the treasury stops everything (S14).
+
+use chain::Step;
+use ledger::SequenceNumber;
+use protocol::{
+    batch::Candidate,
+    message::{Answer, Ask},
+    signer,
+};
+
+use super::{Event, Node, RunError, blocking, fatal, lock};
+use crate::{held, promises};
+
+/// Operators asked for one missing batch, one after the other.
+const MAX_ASKED: usize = 8;
+
+impl Node {
+    pub(super) fn follow(&mut self, step: Step) -> Result<(), RunError> {
+        let Some(open) = self.open.clone() else { return Ok(()) };
+        let moved = blocking(|| lock(&open.books).history.take(step)).map_err(fatal)?;
+        for batch in &moved.connected {
+            let treasury = &batch.treasury;
+            tracing::info!(
+                sequence = treasury.commitment.sequence.0,
+                txid = %batch.txid,
+                height = batch.height,
+                treasury_sat = treasury.value.to_sat(),
+                supply_sat = treasury.commitment.supply.to_sat(),
+                "stage=confirm batch confirmed"
+            );
+            metrics::counter!("operator_batches_confirmed").increment(1);
+        }
+        for batch in &moved.disconnected {
+            tracing::warn!(
+                sequence = batch.treasury.commitment.sequence.0,
+                txid = %batch.txid,
+                "a batch left the best chain"
+            );
+        }
+        if let Some(txid) = moved.unknown_spend {
+            self.raise_alarm(format!("the unknown transaction {txid} spends the treasury"));
+        }
+        self.chain_moved();
+        self.ask_missing()?;
+        if !moved.connected.is_empty() {
+            self.drop_held()?;
+        }
+        self.propose_early();
+        Ok(())
+    }
+
+    fn raise_alarm(&mut self, reason: String) {
+        tracing::error!(%reason, "ALARM: signing stops (S14)");
+        blocking(|| {
+            if let Err(error) = promises::save_alarm(&self.store, &reason) {
+                promises::stop_on_failed_write(&error);
+            }
+        });
+        self.step(signer::Input::Alarm(reason));
+        self.show();
+    }
+
+    /// Data of batches that are final, and in the history, need not be held for others.
+    fn drop_held(&self) -> Result<(), RunError> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let last = {
+            let books = lock(&open.books);
+            if !books.history.is_current() {
+                return Ok(());
+            }
+            let depth = self.parameters.final_confirmations;
+            let last_final = books.history.height().saturating_sub(depth);
+            let mut last = books.history.head().commitment.sequence;
+            while books.history.confirmed(last).is_some_and(|batch| batch.height > last_final) {
+                last = SequenceNumber(last.0.saturating_sub(1));
+            }
+            last
+        };
+        match blocking(|| held::drop_up_to(&self.store, last)) {
+            Ok(()) => Ok(()),
+            Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),
+            Err(held::HoldError::Read(error)) => Err(error.into()),
+            Err(held::HoldError::Refused(_)) => Ok(()),
+        }
+    }
+
+    /// Fetches the first confirmed batch whose data is not here: from what others had this operator keep,
+    /// else by asking them.
+    pub(super) fn ask_missing(&mut self) -> Result<(), RunError> {
+        let Some(open) = self.open.clone().filter(|_| !self.asking_missing) else { return Ok(()) };
+        loop {
+            let Some((sequence, txid)) = lock(&open.books).history.missing() else { return Ok(()) };
+            let Some(held) = held::find(&self.store, sequence, &txid)? else { break };
+            if !blocking(|| lock(&open.books).adopt(&held.candidate, &held.body)).map_err(fatal)? {
+                tracing::warn!(sequence = sequence.0, "held batch data is not what was confirmed");
+                break;
+            }
+            self.chain_moved();
+        }
+        let Some((sequence, txid)) = lock(&open.books).history.missing() else { return Ok(()) };
+        self.asking_missing = true;
+        let peers = self.peers.clone();
+        self.spawn(async move {
+            for peer in peers.connected().into_iter().take(MAX_ASKED) {
+                if let Ok(Answer::Batch(Some((candidate, body)))) = peers.ask(peer, &Ask::Batch(sequence)).await
+                    && candidate.txid == txid
+                {
+                    return Some(Event::Missing(Some((candidate, body))));
+                }
+            }
+            Some(Event::Missing(None))
+        });
+        Ok(())
+    }
+
+    pub(super) fn take_missing(&mut self, batch: Option<(Candidate, Vec<u8>)>) -> Result<(), RunError> {
+        self.asking_missing = false;
+        let (Some((candidate, body)), Some(open)) = (batch, self.open.clone()) else { return Ok(()) };
+        if blocking(|| lock(&open.books).adopt(&candidate, &body)).map_err(fatal)? {
+            tracing::info!(sequence = candidate.sequence.0, "missing batch data was fetched");
+            self.chain_moved();
+            self.ask_missing()?;
+        }
+        Ok(())
+    }
+
+    fn propose_early(&mut self) {
+        for (from, subject) in std::mem::take(&mut self.early) {
+            self.proposed(from, subject);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! From key generation to the open vault: questions to the other operators, the share, the certificate.
+
+use std::{sync::{Arc, Mutex}, time::Duration};
+
+use chain::{FollowError, Follower};
+use node::{certificate, history::History};
+use protocol::{
+    identity::{PeerKey, Signed},
+    message::{Answer, Ask},
+    signer,
+    vault::{GenesisCertificate, Vault, VaultKey},
+};
+use threshold::{KeyShare, dkg};
+use tokio::sync::mpsc;
+
+use super::{Event, MAX_STEPS, Node, Open, RunError, blocking, fatal, lock};
+use crate::{books::Books, promises, vault::{KeySafe, Reading}};
+
+/// Pause before a chain that can't be followed is reported, so that a supervisor does not spin.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+
+impl Node {
+    /// Asks every connected operator from whom something is missing.
+    pub(super) fn ask_dkg(&mut self) {
+        let connected = self.peers.operators();
+        for peer in self.generation.wanted().intersection(&connected) {
+            if !self.asking_dkg.insert(*peer) {
+                continue;
+            }
+            let (peers, peer) = (self.peers.clone(), *peer);
+            let ask = Ask::Dkg { context: self.generation.context() };
+            self.spawn(async move {
+                let messages = match peers.ask(peer, &ask).await {
+                    Ok(Answer::Dkg(messages)) => Some(messages),
+                    Ok(Answer::Refused(refusal)) => {
+                        tracing::warn!(%peer, %refusal, "no part in this key generation");
+                        None
+                    }
+                    Ok(_) => None,
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "no key generation messages");
+                        None
+                    }
+                };
+                Some(Event::Dkg(peer, messages))
+            });
+        }
+    }
+
+    pub(super) fn take_dkg(
+        &mut self,
+        peer: &PeerKey,
+        messages: Option<Vec<Signed<dkg::Message>>>,
+    ) -> Result<(), RunError> {
+        self.asking_dkg.remove(peer);
+        let Some(messages) = messages else { return Ok(()) };
+        if let Some(share) = blocking(|| self.generation.take(peer, &messages))? {
+            tracing::info!(group_key = %share.group().group_key(), "key generation finished; the share is on disk");
+            self.use_share(share)?;
+            self.show();
+        }
+        Ok(())
+    }
+
+    /// The share is on disk: from now on this operator knows its vault's script.
+    pub(super) fn use_share(&mut self, share: KeyShare) -> Result<(), RunError> {
+        let group = share.group().clone();
+        let key = VaultKey::new(group, (*self.parameters).clone(), (*self.roster).clone())?;
+        self.key = Some(Arc::new(key));
+        self.safe = Some(Arc::new(Mutex::new(KeySafe::new(share, Reading::now()))));
+        Ok(())
+    }
+
+    /// Asks around for the certificate, until it is known.
+    pub(super) fn ask_certificate(&self) {
+        if self.key.is_none() || self.open.is_some() {
+            return;
+        }
+        for peer in self.peers.connected() {
+            let peers = self.peers.clone();
+            self.spawn(async move {
+                match peers.ask(peer, &Ask::Genesis).await {
+                    Ok(Answer::Genesis(Some(certificate))) => Some(Event::Certificate(certificate)),
+                    _ => None,
+                }
+            });
+        }
+    }
+
+    /// Somebody shows a certificate. What does not fit this operator's own key is of no use.
+    pub(super) fn learn_certificate(&mut self, certificate: &GenesisCertificate) -> Result<(), RunError> {
+        let Some(key) = self.key.as_ref().filter(|_| self.open.is_none()) else { return Ok(()) };
+        let hash = self.verifying_key.hash().0;
+        if let Err(error) = Vault::open((**key).clone(), certificate.clone(), hash) {
+            tracing::warn!(%error, "a genesis certificate was refused");
+            return Ok(());
+        }
+        blocking(|| {
+            if let Err(error) = certificate::save(&self.store, certificate) {
+                promises::stop_on_failed_write(&error);
+            }
+        });
+        self.use_certificate(certificate)?;
+        blocking(|| self.generation.finish())?;
+        self.show();
+        Ok(())
+    }
+
+    /// Opens the vault and follows its treasury.
+    pub(super) fn use_certificate(&mut self, certificate: &GenesisCertificate) -> Result<(), RunError> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let vault = Arc::new(Vault::open((**key).clone(), certificate.clone(), self.verifying_key.hash().0)?);
+        let outpoint = vault.genesis_output().outpoint;
+        let seen = self.genesis.filter(|genesis| genesis.outpoint == outpoint);
+        let start = seen.map_or(self.scan_from, |genesis| genesis.height);
+        let history =
+            blocking(|| History::open(self.store.clone(), vault.clone(), start)).map_err(fatal)?;
+        let follower = Follower::new(self.rpc.clone(), self.parameters.network, history.position().clone());
+        self.node_status = follower.status();
+        let (steps, received) = mpsc::channel(MAX_STEPS);
+        tokio::spawn(follow(follower, steps));
+        self.steps = Some(received);
+        let books = Books::new(history, self.store.clone(), self.parameters.deposit_fee);
+        tracing::info!(vault = %vault.id(), genesis = %outpoint, start, "the vault is open");
+        self.open = Some(Open { vault, books: Arc::new(Mutex::new(books)) });
+        self.chain_moved();
+        Ok(())
+    }
+
+    /// Tells the machine where the chain is.
+    pub(super) fn chain_moved(&mut self) {
+        let Some(open) = &self.open else { return };
+        let (head, height) = {
+            let books = lock(&open.books);
+            (books.history.head(), books.history.height())
+        };
+        self.step(signer::Input::Chain { head: Some(head), height });
+    }
+}
+
+async fn follow(mut follower: Follower, steps: mpsc::Sender<Result<chain::Step, FollowError>>) {
+    loop {
+        let step = follower.next().await;
+        let failed = step.is_err();
+        if failed {
+            tokio::time::sleep(FOLLOW_PAUSE).await;
+        }
+        if steps.send(step).await.is_err() || failed {
+            return;
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! This operator's own settings: paths, addresses, its Bitcoin node, its caps. What all nodes of the vault
+//! must agree on is in the roster and the vault parameters, and is not repeated here.
+//!
+//! The default file is made from the comments on the fields below, so the two can't drift apart.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use bitcoin::{Amount, Network};
+use chain::RpcSettings;
+use node::files::{self, FileError};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// Name of the settings file in the operator's folder.
+pub const FILE_NAME: &str = "operator.toml";
+/// The environment variable with the passphrase of the key files.
+pub const PASSPHRASE_VARIABLE: &str = "DRAWBRIDGE_PASSPHRASE";
+/// Shortest passphrase that is taken, in bytes.
+const MIN_PASSPHRASE: usize = 8;
+/// Longest fee window in blocks: two weeks.
+const MAX_WINDOW_BLOCKS: u32 = 2_016;
+
+/// Declares a settings section and the text of its default file.
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])*
+        $name:ident, $template:ident {
+            $( $(#[doc = $doc:literal])* $(#[serde($($serde:tt)*)])? $field:ident: $type:ty = $default:literal, )*
+        }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $( $(#[doc = $doc])* $(#[serde($($serde)*)])? pub $field: $type, )*
+        }
+
+        const $template: &str = concat!(
+            $( $("#", $doc, "\n",)* $default, "\n\n", )*
+        );
+    };
+}
+
+section! {
+    /// The whole settings file.
+    Settings, TEMPLATE {
+        /// Folder of the database and the key files. Relative paths start at this file's folder.
+        data_dir: PathBuf = "data_dir = \"data\"",
+        /// The file with this operator's secret identity; its public half is in the roster.
+        identity: PathBuf = "identity = \"identity\"",
+        /// The roster, the same for all nodes of the vault.
+        roster: PathBuf = "roster = \"roster.toml\"",
+        /// The vault parameters, the same for all nodes of the vault.
+        parameters: PathBuf = "parameters = \"vault.toml\"",
+        /// The verifying key of the proofs, the same for all nodes of the vault.
+        verifying_key: PathBuf = "verifying_key = \"verifying.key\"",
+        /// Multiaddresses to listen on for the other nodes.
+        listen: Vec<String> = "listen = [\"/ip4/0.0.0.0/tcp/9000\"]",
+        /// Where to serve /healthz, /readyz, /metrics and /v1/status. A loopback address: there is no
+        /// login. Leave it out to serve nothing.
+        #[serde(default)]
+        status_listen: Option<SocketAddr> = "# status_listen = \"127.0.0.1:9100\"",
+        /// A file with the passphrase of the key files, readable by its owner only. Without it the passphrase
+        /// comes from the environment variable DRAWBRIDGE_PASSPHRASE, or is asked for at a terminal.
+        #[serde(default)]
+        passphrase_file: Option<PathBuf> = "# passphrase_file = \"passphrase\"",
+        /// How much work a guess of the passphrase costs: "standard", or "fast" on regtest only.
+        #[serde(default)]
+        sealing: Sealing = "# sealing = \"standard\"",
+        /// The first block to look at when the genesis certificate is known but its block is not (a
+        /// restored operator): the height of the genesis output's block, or any lower one.
+        #[serde(default)]
+        scan_from: u32 = "# scan_from = 0",
+        /// Caps on what batches may cost (S5).
+        caps: Caps = "",
+        /// The own Bitcoin node.
+        bitcoind: RpcSettings = "",
+    }
+}
+
+section! {
+    /// Caps on miner fees; a batch above one is refused (S5).
+    Caps, CAPS_TEMPLATE {
+        /// Highest miner fee of one batch, in sats.
+        max_fee_sat: u64 = "max_fee_sat = 500000",
+        /// Highest fee rate of a batch, in sats per virtual byte.
+        max_fee_rate_sat_per_vb: u64 = "max_fee_rate_sat_per_vb = 300",
+        /// Miner fees beyond the fees that users paid, summed over the window below, in sats.
+        max_net_fees_sat: u64 = "max_net_fees_sat = 1000000",
+        /// Length of that window in blocks, 1 to 2,016.
+        window_blocks: u32 = "window_blocks = 144",
+    }
+}
+
+const BITCOIND_TEMPLATE: &str = "\
+# http://host:port of the own node. No TLS: keep it on this host or in a tunnel.
+url = \"http://127.0.0.1:8332\"
+
+# The .cookie file that bitcoind writes into its data folder at every start; or user and password.
+cookie_file = \"/var/lib/bitcoind/.cookie\"
+# user = \"drawbridge\"
+# password = \"...\"
+";
+
+/// How much work a guess of the passphrase costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sealing {
+    /// RFC 9106's choice for machines with little memory.
+    #[default]
+    Standard,
+    /// Next to none, for throw-away networks.
+    Fast,
+}
+
+impl From<Sealing> for threshold::seal::Cost {
+    fn from(sealing: Sealing) -> Self {
+        match sealing {
+            Sealing::Standard => Self::Standard,
+            Sealing::Fast => Self::Fast,
+        }
+    }
+}
+
+impl Caps {
+    /// Highest miner fee of one batch.
+    pub fn max_fee(&self) -> Amount {
+        Amount::from_sat(self.max_fee_sat)
+    }
+}
+
+/// Why settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file can't be read or parsed.
+    #[error("the settings can't be read")]
+    File(#[from] FileError),
+    /// Nothing to listen on, so that nobody could connect.
+    #[error("'listen' is empty: give one multiaddress at least, such as \"/ip4/0.0.0.0/tcp/9000\"")]
+    Listen,
+    /// The status pages would be open to the network.
+    #[error("'status_listen' is {0}: it has no login and must be a loopback address")]
+    StatusListen(SocketAddr),
+    /// A cap that lets nothing through.
+    #[error("'caps.{0}' is out of range")]
+    Caps(&'static str),
+    /// Cheap sealing where money is real.
+    #[error("'sealing = \"fast\"' is for regtest only, not for {0}")]
+    Sealing(Network),
+    /// The login is incomplete or in the wrong place.
+    #[error("the section [bitcoind] can't be used")]
+    Bitcoind(#[from] chain::SettingsError),
+    /// No way to get a passphrase.
+    #[error(
+        "no passphrase: set 'passphrase_file' in the settings or the variable {PASSPHRASE_VARIABLE}, or start at a terminal"
+    )]
+    NoPassphrase,
+    /// Too easy to guess.
+    #[error("the passphrase is shorter than {MIN_PASSPHRASE} bytes")]
+    ShortPassphrase,
+    /// The passphrase file can't be read.
+    #[error("{path}")]
+    PassphraseFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Settings {
+    /// Reads and checks the settings file; relative paths become paths from its folder.
+    ///
+    /// # Errors
+    /// [`SettingsError`], which names file, line and field.
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        let mut settings: Self = files::load_toml(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let own = [
+            Some(&mut settings.data_dir),
+            Some(&mut settings.identity),
+            Some(&mut settings.roster),
+            Some(&mut settings.parameters),
+            Some(&mut settings.verifying_key),
+            settings.passphrase_file.as_mut(),
+            settings.bitcoind.cookie_file.as_mut(),
+        ];
+        for file in own.into_iter().flatten() {
+            // An absolute path stays as it is.
+            *file = folder.join(&*file);
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        if self.listen.is_empty() {
+            return Err(SettingsError::Listen);
+        }
+        if let Some(address) = self.status_listen.filter(|address| !address.ip().is_loopback()) {
+            return Err(SettingsError::StatusListen(address));
+        }
+        for (value, name) in [
+            (self.caps.max_fee_sat, "max_fee_sat"),
+            (self.caps.max_fee_rate_sat_per_vb, "max_fee_rate_sat_per_vb"),
+        ] {
+            if value == 0 || value > Amount::MAX_MONEY.to_sat() {
+                return Err(SettingsError::Caps(name));
+            }
+        }
+        if !(1..=MAX_WINDOW_BLOCKS).contains(&self.caps.window_blocks) {
+            return Err(SettingsError::Caps("window_blocks"));
+        }
+        Ok(())
+    }
+
+    /// What the network allows.
+    ///
+    /// # Errors
+    /// [`SettingsError::Sealing`].
+    pub fn check_network(&self, network: Network) -> Result<(), SettingsError> {
+        if self.sealing == Sealing::Fast && network != Network::Regtest {
+            return Err(SettingsError::Sealing(network));
+        }
+        Ok(())
+    }
+
+    /// The passphrase of the key files: from the file, else from the environment, else asked for.
+    ///
+    /// # Errors
+    /// [`SettingsError`] that says where to put it.
+    pub fn passphrase(&self) -> Result<Zeroizing<String>, SettingsError> {
+        let text = match &self.passphrase_file {
+            Some(path) => {
+                files::check_private(path)?;
+                Zeroizing::new(
+                    std::fs::read_to_string(path)
+                        .map_err(|source| SettingsError::PassphraseFile { path: path.clone(), source })?,
+                )
+            }
+            None => match std::env::var(PASSPHRASE_VARIABLE) {
+                Ok(text) => Zeroizing::new(text),
+                Err(_) => Zeroizing::new(
+                    rpassword::prompt_password("Passphrase of the key share: ")
+                        .map_err(|_| SettingsError::NoPassphrase)?,
+                ),
+            },
+        };
+        let passphrase = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
+        if passphrase.len() < MIN_PASSPHRASE {
+            return Err(SettingsError::ShortPassphrase);
+        }
+        Ok(passphrase)
+    }
+}
+
+/// The settings file with its defaults, each explained.
+pub fn template() -> String {
+    let sections = format!(
+        "{}\n\n# Caps on what batches may cost (S5).\n[caps]\n{}\n\n# The own Bitcoin node.\n[bitcoind]\n{}",
+        TEMPLATE.split("# Caps on what").next().unwrap_or_default().trim_end(),
+        CAPS_TEMPLATE.trim_end(),
+        BITCOIND_TEMPLATE,
+    );
+    format!("# Settings of one Drawbridge operator. Restart it after a change.\n\n{sections}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Settings, SettingsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        std::fs::write(&path, text).unwrap();
+        Settings::load(&path)
+    }
+
+    #[test]
+    fn the_default_file_loads_and_explains_every_field() {
+        let settings = load(&template()).unwrap();
+        assert_eq!(settings.caps.window_blocks, 144);
+        assert!(settings.data_dir.is_absolute());
+        let text = template();
+        let value = toml::Value::try_from(&settings).unwrap();
+        for field in value.as_table().unwrap().keys() {
+            assert!(text.contains(&format!("{field} =")) || text.contains(&format!("[{field}]")), "{field}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_an_error_that_names_it() {
+        for (from, to, name) in [
+            ("data_dir =", "date_dir = 1\ndata_dir =", "date_dir"),
+            ("max_fee_sat =", "max_fees_sat = 1\nmax_fee_sat =", "max_fees_sat"),
+            ("url =", "uri = \"\"\nurl =", "uri"),
+        ] {
+            let error = load(&template().replacen(from, to, 1)).unwrap_err();
+            let SettingsError::File(source) = error else { panic!("{error}") };
+            assert!(source.to_string().contains(name), "{source}");
+        }
+    }
+
+    #[test]
+    fn settings_that_open_the_node_to_the_world_are_refused() {
+        let open = template().replace("# status_listen = \"127.0.0.1:9100\"", "status_listen = \"0.0.0.0:9100\"");
+        assert!(matches!(load(&open), Err(SettingsError::StatusListen(_))));
+        let deaf = template().replace("listen = [\"/ip4/0.0.0.0/tcp/9000\"]", "listen = []");
+        assert!(matches!(load(&deaf), Err(SettingsError::Listen)));
+    }
+
+    #[test]
+    fn cheap_sealing_is_for_regtest() {
+        let settings = load(&template().replace("# sealing = \"standard\"", "sealing = \"fast\"")).unwrap();
+        assert!(settings.check_network(Network::Regtest).is_ok());
+        assert!(matches!(settings.check_network(Network::Bitcoin), Err(SettingsError::Sealing(_))));
+    }
+
+    #[test]
+    fn a_passphrase_file_must_be_private_and_long_enough() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("passphrase");
+        let text = template().replace("# passphrase_file = \"passphrase\"", "passphrase_file = \"passphrase\"");
+        let path = dir.path().join(FILE_NAME);
+        std::fs::write(&path, text).unwrap();
+        let settings = Settings::load(&path).unwrap();
+        std::fs::write(&file, "correct horse battery\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(settings.passphrase(), Err(SettingsError::File(FileError::Permissions { .. }))));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(settings.passphrase().unwrap().as_str(), "correct horse battery");
+        std::fs::write(&file, "short\n").unwrap();
+        assert!(matches!(settings.passphrase(), Err(SettingsError::ShortPassphrase)));
+    }
+}

@@ -1,0 +1,187 @@
+//! A small vault of 2 of 3 operators for the tests of this crate: a real key generation, a real certificate.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash as _};
+use chain::rpc::UnspentOutput;
+use ledger::SequenceNumber;
+use protocol::{
+    batch::{Body, Candidate},
+    identity::Identity,
+    parameters::Parameters,
+    roster::{Member, Roster},
+    vault::{Genesis, GenesisCertificate, Vault, VaultKey},
+};
+use rand::rngs::OsRng;
+use storage::{Schema, Store};
+use threshold::{
+    KeyShare,
+    dkg::{Ceremony, Machine, Seed},
+    sign::{self, Message, Package, Tweak},
+};
+
+use crate::{
+    generate, held, promises,
+    verify::{Verified, genesis},
+};
+
+/// What the tests' vault says its verifying key is.
+pub const VERIFYING_KEY_HASH: [u8; 32] = [3; 32];
+/// The first treasury.
+pub const GENESIS_AMOUNT: Amount = Amount::from_sat(100_000);
+/// Height of the first treasury's block.
+pub const GENESIS_HEIGHT: u32 = 101;
+
+pub fn identity(index: usize) -> Identity {
+    Identity::from_secret(&[u8::try_from(index).unwrap() + 1; 32])
+}
+
+pub fn roster() -> &'static Roster {
+    static ROSTER: OnceLock<Roster> = OnceLock::new();
+    ROSTER.get_or_init(|| {
+        let member = |name: &str, identity: Identity| Member {
+            name: name.to_owned(),
+            key: identity.public(),
+            addresses: Vec::new(),
+        };
+        Roster {
+            threshold: 2,
+            operators: (0..3).map(|index| member(&format!("operator {index}"), identity(index))).collect(),
+            coordinators: vec![member("coordinator", Identity::from_secret(&[77; 32]))],
+        }
+    })
+}
+
+pub fn parameters() -> &'static Parameters {
+    static PARAMETERS: OnceLock<Parameters> = OnceLock::new();
+    PARAMETERS.get_or_init(|| Parameters::defaults(Network::Regtest))
+}
+
+/// The shares of a key generation among the three.
+fn shares() -> &'static [KeyShare] {
+    static SHARES: OnceLock<Vec<KeyShare>> = OnceLock::new();
+    SHARES.get_or_init(|| {
+        let roster = roster();
+        let mut machines: Vec<Machine> = (0..3)
+            .map(|index| {
+                let ceremony = Ceremony {
+                    me: roster.signer(&identity(index).public()).unwrap(),
+                    signers: roster.signers(),
+                    threshold: roster.threshold,
+                    context: generate::context(roster, parameters()),
+                };
+                Machine::new(ceremony, &Seed::random(&mut OsRng)).unwrap()
+            })
+            .collect();
+        let ids: Vec<_> = (0..3).map(|index| roster.signer(&identity(index).public()).unwrap()).collect();
+        for _ in 0..4 {
+            for from in 0..3 {
+                for to in 0..3 {
+                    for message in machines[from].messages_for(ids[to]) {
+                        machines[to].receive(ids[from], message).unwrap();
+                    }
+                }
+            }
+        }
+        machines.iter().map(|machine| copy(machine.finished().unwrap())).collect()
+    })
+}
+
+fn copy(share: &KeyShare) -> KeyShare {
+    KeyShare::from_secret_bytes(&share.to_secret_bytes().unwrap()).unwrap()
+}
+
+pub fn share(index: usize) -> &'static KeyShare {
+    &shares()[index]
+}
+
+pub fn own_share(index: usize) -> KeyShare {
+    copy(share(index))
+}
+
+pub fn vault_key() -> &'static VaultKey {
+    static KEY: OnceLock<VaultKey> = OnceLock::new();
+    KEY.get_or_init(|| VaultKey::new(share(0).group().clone(), parameters().clone(), roster().clone()).unwrap())
+}
+
+pub fn genesis() -> Genesis {
+    let outpoint = OutPoint::new(Txid::from_byte_array([0xaa; 32]), 1);
+    vault_key().genesis(outpoint, GENESIS_AMOUNT, VERIFYING_KEY_HASH)
+}
+
+/// What a node says of the genesis output, and its chain's height.
+pub fn genesis_output() -> (UnspentOutput, u32) {
+    let confirmations = parameters().genesis_confirmations;
+    let output = UnspentOutput {
+        value: GENESIS_AMOUNT,
+        script_pubkey: vault_key().script_pubkey().clone(),
+        confirmations,
+        coinbase: false,
+        best_block: bitcoin::BlockHash::all_zeros(),
+    };
+    (output, GENESIS_HEIGHT + confirmations - 1)
+}
+
+pub fn verified_genesis() -> Verified {
+    let (output, tip) = genesis_output();
+    let verified = genesis::check(vault_key(), VERIFYING_KEY_HASH, &genesis(), Some((&output, tip)));
+    Verified::Genesis(verified.unwrap())
+}
+
+pub fn vault() -> &'static Arc<Vault> {
+    static VAULT: OnceLock<Arc<Vault>> = OnceLock::new();
+    VAULT.get_or_init(|| {
+        let genesis = genesis();
+        let messages = vec![Message { digest: genesis.digest(), tweak: Tweak::Untweaked }];
+        let (mut nonces, mut commitments) = (Vec::new(), BTreeMap::new());
+        for share in shares() {
+            let (secret, public) = sign::commit(share, 1, &mut OsRng).unwrap();
+            nonces.push(secret);
+            commitments.insert(share.signer(), public);
+        }
+        let package = Package { messages, commitments };
+        let shares: BTreeMap<_, _> = shares()
+            .iter()
+            .zip(nonces)
+            .map(|(share, nonces)| (share.signer(), sign::sign(share, nonces, &package).unwrap()))
+            .collect();
+        let signatures = sign::aggregate(share(0).group(), &package, &shares).unwrap();
+        let certificate = GenesisCertificate { genesis, signature: signatures[0] };
+        Arc::new(Vault::open(vault_key().clone(), certificate, VERIFYING_KEY_HASH).unwrap())
+    })
+}
+
+/// A candidate and a body that fit together, though no operator would sign them.
+pub fn candidate_and_body() -> (Candidate, Body) {
+    let id = vault().id();
+    let body = Body {
+        vault: id,
+        sequence: SequenceNumber(1),
+        operations: Vec::new(),
+        terms: Vec::new(),
+        digests: vec![[0; 32]],
+        proofs: Vec::new(),
+    };
+    let candidate = Candidate {
+        vault: id,
+        sequence: body.sequence,
+        parent: vault().genesis_output().outpoint,
+        body: body.hash(),
+        top_ups: Vec::new(),
+        fee: Amount::from_sat(1_000),
+        txid: Txid::from_byte_array([5; 32]),
+    };
+    (candidate, body)
+}
+
+/// An empty operator's database. It goes away with the folder.
+pub fn store() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let columns = [node::history::TABLES.as_slice(), &promises::TABLES, &held::TABLES].concat();
+    let schema = Schema { kind: "operator", network: "test", columns: &columns };
+    let store = Store::open(folder.path().join("db"), &schema).unwrap();
+    (folder, store)
+}

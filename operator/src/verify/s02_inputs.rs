@@ -1,0 +1,135 @@
+//! S2: input 0 is the treasury of the latest batch that this operator holds canonical; every other input is a
+//! deposit to an address of this vault, or a top-up; both are confirmed deep enough and unspent on the
+//! own node; and no depositor can take a deposit back while the batch may still confirm.
+
+use std::collections::BTreeSet;
+
+use bitcoin::OutPoint;
+use chain::rpc::UnspentOutput;
+use ledger::{Operation, OperationId};
+use protocol::{
+    batch::MAX_TOP_UPS,
+    deposit::DepositTerms,
+    message::{Refusal, Rule},
+    parameters::COINBASE_MATURITY,
+    transaction::{Swept, TopUp},
+};
+
+use super::Evidence;
+
+/// All inputs but the treasury, as the own node knows them.
+pub(super) struct Inputs {
+    pub(super) deposits: Vec<Swept>,
+    pub(super) top_ups: Vec<TopUp>,
+}
+
+pub(super) fn check(evidence: &Evidence) -> Result<Inputs, Refusal> {
+    let Evidence { candidate, head, .. } = evidence;
+    if candidate.parent != head.outpoint {
+        return Err(refuse(format!(
+            "input 0 is {}, not the latest treasury {}",
+            candidate.parent, head.outpoint
+        )));
+    }
+    let mut spent = BTreeSet::from([head.outpoint]);
+    let deposits = deposits(evidence, &mut spent)?;
+    let top_ups = top_ups(evidence, &mut spent)?;
+    Ok(Inputs { deposits, top_ups })
+}
+
+fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<Swept>, Refusal> {
+    let body = &evidence.body;
+    let mut terms = body.terms.iter();
+    let mut swept = Vec::new();
+    for operation in &body.operations {
+        let Operation::Deposit { account, amount, outpoint } = operation else { continue };
+        let id = operation.id(&body.vault);
+        let of = |reason: String| refuse(reason).of(id);
+        if !spent.insert(*outpoint) {
+            return Err(of(format!("{outpoint} is spent twice in this batch")));
+        }
+        let terms = terms.next().ok_or_else(|| of("its deposit terms are missing".to_owned()))?;
+        terms
+            .check(evidence.vault.id(), evidence.vault.parameters())
+            .map_err(|error| of(error.to_string()))?;
+        if terms.account != *account {
+            return Err(of("its terms promise the credit to another account".to_owned()));
+        }
+        let output = confirmed_output(evidence, outpoint, Some(id))?;
+        let address = terms
+            .address(&evidence.vault.group_key())
+            .map_err(|error| of(error.to_string()))?;
+        if address.script_pubkey != output.script_pubkey {
+            return Err(of(format!("{outpoint} does not pay the address of its terms")));
+        }
+        if terms.credited(output.value) != Some(*amount) {
+            return Err(of(match terms.credited(output.value) {
+                Some(due) => format!("{outpoint} credits {due}, not {amount}"),
+                None => format!("{outpoint} holds {}, less than the smallest deposit", output.value),
+            }));
+        }
+        refund_is_far(evidence, terms, output.confirmations).map_err(|refusal| refusal.of(id))?;
+        swept.push(Swept { outpoint: *outpoint, value: output.value, address });
+    }
+    Ok(swept)
+}
+
+/// A refund can be mined in the next block once the deposit has `refund_delay` confirmations (BIP-68).
+fn refund_is_far(evidence: &Evidence, terms: &DepositTerms, confirmations: u32) -> Result<(), Refusal> {
+    let parameters = evidence.vault.parameters();
+    let left = u32::from(terms.refund_delay).saturating_sub(confirmations);
+    let margin = u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
+    // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
+    let needed = if evidence.is_bump { 1 } else { margin };
+    if left < needed {
+        return Err(refuse(format!("its refund opens in {left} blocks, {needed} are needed")));
+    }
+    Ok(())
+}
+
+fn top_ups(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<TopUp>, Refusal> {
+    let outpoints = &evidence.candidate.top_ups;
+    if outpoints.len() > MAX_TOP_UPS {
+        return Err(refuse(format!("{} top-ups, more than {MAX_TOP_UPS}", outpoints.len())));
+    }
+    let mut found = Vec::new();
+    for outpoint in outpoints {
+        if !spent.insert(*outpoint) {
+            return Err(refuse(format!("{outpoint} is spent twice in this batch")));
+        }
+        let output = confirmed_output(evidence, outpoint, None)?;
+        if output.script_pubkey != *evidence.vault.script_pubkey() {
+            return Err(refuse(format!("top-up {outpoint} does not pay the vault")));
+        }
+        found.push(TopUp { outpoint: *outpoint, value: output.value });
+    }
+    Ok(found)
+}
+
+fn confirmed_output<'a>(
+    evidence: &'a Evidence,
+    outpoint: &OutPoint,
+    operation: Option<OperationId>,
+) -> Result<&'a UnspentOutput, Refusal> {
+    let named = |refusal: Refusal| match operation {
+        Some(id) => refusal.of(id),
+        None => refusal,
+    };
+    let output = evidence
+        .outputs
+        .get(outpoint)
+        .ok_or_else(|| named(refuse(format!("{outpoint} is not an unspent output of the best chain"))))?;
+    let parameter = evidence.vault.parameters().deposit_confirmations;
+    let needed = if output.coinbase { parameter.max(COINBASE_MATURITY) } else { parameter };
+    if output.confirmations < needed {
+        return Err(named(refuse(format!(
+            "{outpoint} has {} of {needed} confirmations",
+            output.confirmations
+        ))));
+    }
+    Ok(output)
+}
+
+fn refuse(reason: String) -> Refusal {
+    Refusal::new(Rule::S2, reason)
+}
