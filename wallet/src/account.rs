@@ -39,7 +39,9 @@ pub enum AccountError {
     #[error("the coordinator's account document has an unreadable {0}")]
     Malformed(&'static str),
     /// The Merkle path does not lead from the leaf to the root, or root and supply not to the digest.
-    #[error("DO NOT TRUST this coordinator: its Merkle path does not prove the balance that it claims")]
+    #[error(
+        "DO NOT TRUST this coordinator: its Merkle path does not prove the balance that it claims"
+    )]
     NotProven,
     /// Batches confirm faster than account and vault can be read.
     #[error("the ledger keeps changing while it is read; try again")]
@@ -78,25 +80,34 @@ fn prove(
     }
     let index = AccountIndex(document.index);
     let balance = Amount::from_sat(document.balance_sat);
-    let root: Digest = document.root.parse().map_err(|_| AccountError::Malformed("root"))?;
+    let root: Digest = document
+        .root
+        .parse()
+        .map_err(|_| AccountError::Malformed("root"))?;
     let path: MerklePath = serde_json::to_value(&document.path)
         .and_then(serde_json::from_value)
         .map_err(|_| AccountError::Malformed("path"))?;
-    // The leaf holds the nonce of the last batch; operations that wait have used up later ones.
+    // The leaf holds the nonce after the last batch. Operations that wait have used up later ones,
+    // whether the coordinator has counted them in already or not.
     let waiting = u64::try_from(document.pending.len()).unwrap_or(u64::MAX);
-    let in_tree = (document.nonce.saturating_sub(waiting)..=document.nonce).any(|nonce| {
-        let leaf = Account { key: *key, balance, nonce }.leaf();
-        path.verify(index, leaf, root)
+    let in_leaf = (document.nonce.saturating_sub(waiting)..=document.nonce).find(|nonce| {
+        let leaf = Account {
+            key: *key,
+            balance,
+            nonce: *nonce,
+        };
+        path.verify(index, leaf.leaf(), root)
     });
+    let in_leaf = in_leaf.ok_or(AccountError::NotProven)?;
     let supply = Amount::from_sat(vault.supply_sat);
     let digest = State { root, supply }.digest().to_string();
-    if !in_tree || vault.digest.as_ref() != Some(&digest) {
+    if vault.digest.as_ref() != Some(&digest) {
         return Err(AccountError::NotProven);
     }
     Ok(ProvenAccount {
         index,
         balance,
-        nonce: document.nonce,
+        nonce: in_leaf.saturating_add(waiting),
         sequence: document.sequence,
         pending: document.pending,
         digest,
@@ -119,7 +130,9 @@ mod tests {
             amount: Amount::from_sat(5_000),
             outpoint: OutPoint::null(),
         };
-        ledger.apply(&deposit, &VaultId([1; 32]), SequenceNumber(1)).unwrap();
+        ledger
+            .apply(&deposit, &VaultId([1; 32]), SequenceNumber(1))
+            .unwrap();
         let (index, account) = ledger.account_by_key(&key).unwrap();
         let path = ledger.path(index).unwrap();
         let document = AccountDocument {
@@ -149,12 +162,13 @@ mod tests {
         let proven = prove(&key, &address, document.clone(), &vault).unwrap();
         assert_eq!(proven.balance, Amount::from_sat(5_000));
 
-        let refused = |change: &dyn Fn(&mut AccountDocument, &mut VaultDocument)| {
+        type Change<'a> = &'a dyn Fn(&mut AccountDocument, &mut VaultDocument);
+        let refused = |change: Change| {
             let (mut document, mut vault) = (document.clone(), vault.clone());
             change(&mut document, &mut vault);
             prove(&key, &address, document, &vault).unwrap_err()
         };
-        let not_proven: [&dyn Fn(&mut AccountDocument, &mut VaultDocument); 6] = [
+        let not_proven: [Change; 6] = [
             &|document, _| document.balance_sat += 1,
             &|document, _| document.nonce += 1,
             &|document, _| document.index += 1,
@@ -173,11 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn operations_that_wait_use_up_nonces() {
+    fn operations_that_wait_use_up_nonces_however_they_are_counted() {
         let (key, address, mut document, vault) = answers();
-        document.nonce += 2;
         document.pending = vec!["a".to_owned(), "b".to_owned()];
-        let proven = prove(&key, &address, document, &vault).unwrap();
-        assert_eq!(proven.nonce, 2);
+        for counted in [0, 2] {
+            document.nonce = counted;
+            let proven = prove(&key, &address, document.clone(), &vault).unwrap();
+            assert_eq!(proven.nonce, 2);
+        }
     }
 }

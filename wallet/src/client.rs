@@ -37,10 +37,12 @@ pub enum ClientError {
     #[error("the HTTP client cannot be built")]
     Build(#[source] reqwest::Error),
     /// No connection, or it broke, or no answer in time.
-    #[error("the coordinator at {url} cannot be reached; is it running, and is --coordinator right?")]
+    #[error(
+        "the coordinator at {url} cannot be reached; is it running, and is --coordinator right?"
+    )]
     Unreachable {
         /// Where it should be.
-        url: Url,
+        url: String,
         /// What the connection said.
         source: reqwest::Error,
     },
@@ -48,7 +50,9 @@ pub enum ClientError {
     #[error("the coordinator refuses: {}", .0.detail)]
     Problem(Box<Problem>),
     /// The answer is not what the API promises.
-    #[error("{path} of the coordinator gives no usable answer: {reason}; is --coordinator a coordinator of this version?")]
+    #[error(
+        "{path} of the coordinator gives no usable answer: {reason}; is --coordinator a coordinator of this version?"
+    )]
     BadAnswer {
         /// Which call.
         path: String,
@@ -64,6 +68,18 @@ impl ClientError {
         match self {
             Self::Problem(problem) => Some(&problem.code),
             _ => None,
+        }
+    }
+
+    /// Whether the request may have been carried out all the same: it left this machine, and the
+    /// answer was lost, unreadable, or a fault of the coordinator (HTTP 5xx).
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Url { .. } | Self::Build(_) => false,
+            Self::Unreachable { source, .. } => !source.is_connect(),
+            Self::Problem(problem) => problem.status >= 500,
+            Self::BadAnswer { .. } => true,
         }
     }
 }
@@ -166,7 +182,10 @@ impl Client {
     }
 
     /// `POST /v1/operations`. Sending the same again is harmless.
-    pub async fn submit(&self, request: &OperationRequest) -> Result<OperationDocument, ClientError> {
+    pub async fn submit(
+        &self,
+        request: &OperationRequest,
+    ) -> Result<OperationDocument, ClientError> {
         self.post(&["v1", "operations"], request).await
     }
 
@@ -185,7 +204,11 @@ impl Client {
         self.get(&["v1", "batches", &sequence.to_string()]).await
     }
 
-    async fn list<T: DeserializeOwned>(&self, path: &[&str], page: &Page) -> Result<T, ClientError> {
+    async fn list<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        page: &Page,
+    ) -> Result<T, ClientError> {
         let mut url = self.at(path);
         {
             let mut query = url.query_pairs_mut();
@@ -226,7 +249,10 @@ impl Client {
 
     async fn probe(&self, path: &str) -> Result<bool, ClientError> {
         let answer = self.http.get(self.at(&[path])).send().await;
-        Ok(answer.map_err(|source| self.unreachable(source))?.status().is_success())
+        Ok(answer
+            .map_err(|source| self.unreachable(source))?
+            .status()
+            .is_success())
     }
 
     async fn call<B: Serialize, T: DeserializeOwned>(
@@ -244,10 +270,17 @@ impl Client {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let mut answer = request.send().await.map_err(|source| self.unreachable(source))?;
+        let mut answer = request
+            .send()
+            .await
+            .map_err(|source| self.unreachable(source))?;
         let status = answer.status();
         let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|source| self.unreachable(source))? {
+        while let Some(chunk) = answer
+            .chunk()
+            .await
+            .map_err(|source| self.unreachable(source))?
+        {
             if bytes.len().saturating_add(chunk.len()) > MAX_ANSWER_BYTES {
                 return Err(bad(format!("more than {MAX_ANSWER_BYTES} bytes")));
             }
@@ -264,7 +297,7 @@ impl Client {
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
         ClientError::Unreachable {
-            url: self.base.clone(),
+            url: self.base.to_string(),
             source: source.without_url(),
         }
     }
@@ -274,7 +307,12 @@ impl Client {
 fn problem(status: StatusCode, bytes: &[u8]) -> Option<Problem> {
     let mut problem: Problem = serde_json::from_slice(bytes).ok()?;
     problem.status = status.as_u16();
-    for text in [&mut problem.kind, &mut problem.title, &mut problem.detail, &mut problem.code] {
+    for text in [
+        &mut problem.kind,
+        &mut problem.title,
+        &mut problem.detail,
+        &mut problem.code,
+    ] {
         *text = printable(text);
     }
     Some(problem)
@@ -295,10 +333,16 @@ mod tests {
     #[test]
     fn a_url_is_plain_http_without_a_login() {
         for bad in ["", "x", "https://h:1", "ftp://h", "http://u:p@h", "unix:/x"] {
-            assert!(matches!(Client::new(bad), Err(ClientError::Url { .. })), "{bad}");
+            assert!(
+                matches!(Client::new(bad), Err(ClientError::Url { .. })),
+                "{bad}"
+            );
         }
         let client = Client::new("http://127.0.0.1:8080/sub/?q#f").unwrap();
-        assert_eq!(client.at(&["v1", "a/b"]).as_str(), "http://127.0.0.1:8080/sub/v1/a%2Fb");
+        assert_eq!(
+            client.at(&["v1", "a/b"]).as_str(),
+            "http://127.0.0.1:8080/sub/v1/a%2Fb"
+        );
     }
 
     #[test]

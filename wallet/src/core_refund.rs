@@ -58,7 +58,9 @@ impl Wallet {
         let key = format!("pk({})", derived.terms.refund);
         let body = Zeroizing::new(body.replacen(&key, &format!("pk({})", *wif), 1));
         let mut engine = checksum::Engine::new();
-        engine.input(&body).map_err(|error| CoreImportError::Checksum(error.to_string()))?;
+        engine
+            .input(&body)
+            .map_err(|error| CoreImportError::Checksum(error.to_string()))?;
         Ok(CoreImport {
             address: backup.address.clone(),
             refund_delay_blocks: derived.terms.refund_delay,
@@ -76,7 +78,12 @@ impl CoreImport {
         } else {
             "<DESCRIPTOR WITH THE PRIVATE KEY: add --show-secret to see it>"
         };
-        let Self { address, refund_delay_blocks, public_descriptor, .. } = self;
+        let Self {
+            address,
+            refund_delay_blocks,
+            public_descriptor,
+            ..
+        } = self;
         Zeroizing::new(format!(
             "\
 Refund of {address} with Bitcoin Core alone
@@ -132,8 +139,19 @@ mod tests {
             .unwrap();
         assert_eq!(address.to_string(), backup.address);
 
-        assert!(import.instructions(true).contains(import.secret_descriptor.as_str()));
-        let wif = import.secret_descriptor.split("pk(").nth(1).unwrap().split(')').next().unwrap();
+        assert!(
+            import
+                .instructions(true)
+                .contains(import.secret_descriptor.as_str())
+        );
+        let wif = import
+            .secret_descriptor
+            .split("pk(")
+            .nth(1)
+            .unwrap()
+            .split(')')
+            .next()
+            .unwrap();
         assert!(!import.instructions(false).contains(wif));
     }
 }

@@ -67,7 +67,9 @@ pub enum BackupError {
     #[error("the deposit backup's terms give no address")]
     Terms(#[from] TermsError),
     /// Descriptor, address or script are not those of the terms.
-    #[error("the deposit backup's {0} does not follow from its terms; restore it from a backup of the folder")]
+    #[error(
+        "the deposit backup's {0} does not follow from its terms; restore it from a backup of the folder"
+    )]
     Differs(&'static str),
 }
 
@@ -89,7 +91,11 @@ impl DepositBackup {
             min_deposit: Amount::from_sat(vault.min_deposit_sat),
             fee: Amount::from_sat(vault.deposit_fee_sat),
         };
-        Self::of(&terms.address(&vault.group_key)?, vault.network, vault.group_key)
+        Self::of(
+            &terms.address(&vault.group_key)?,
+            vault.network,
+            vault.group_key,
+        )
     }
 
     fn of(
@@ -131,8 +137,11 @@ impl DepositBackup {
     /// # Errors
     /// [`BackupError`] that names the field at fault.
     pub fn derived(&self) -> Result<DepositAddress, BackupError> {
-        let vault: VaultId =
-            self.terms.vault_id.parse().map_err(|_| BackupError::Malformed("vault id"))?;
+        let vault: VaultId = self
+            .terms
+            .vault_id
+            .parse()
+            .map_err(|_| BackupError::Malformed("vault id"))?;
         let terms = DepositTerms {
             vault,
             account: AccountKey::from_address(self.network, &self.terms.account)
@@ -180,7 +189,11 @@ impl DepositBackup {
             field("vault id", &a.vault_id, &b.vault_id),
             field("account", &a.account, &b.account),
             field("refund key", &a.refund_key, &b.refund_key),
-            field("refund delay", &a.refund_delay_blocks, &b.refund_delay_blocks),
+            field(
+                "refund delay",
+                &a.refund_delay_blocks,
+                &b.refund_delay_blocks,
+            ),
             field("smallest deposit", &a.min_deposit_sat, &b.min_deposit_sat),
             field("deposit fee", &a.deposit_fee_sat, &b.deposit_fee_sat),
             field("terms hash", &ours.terms_hash, &theirs.terms_hash),

@@ -106,7 +106,8 @@ impl Folder {
     /// [`FolderError::Missing`], or [`FolderError::Permissions`] when others can read it.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, FolderError> {
         let path = path.into();
-        let metadata = fs::metadata(&path).map_err(|source| missing_or(source, "cannot open", &path))?;
+        let metadata =
+            fs::metadata(&path).map_err(|source| missing_or(source, "cannot open", &path))?;
         if !metadata.is_dir() {
             return Err(FolderError::Missing(path));
         }
@@ -148,7 +149,9 @@ impl Folder {
         check_private(&path, &metadata, 0o600)?;
         let mut bytes = Vec::new();
         let mut bounded = file.take(MAX_FILE_BYTES.saturating_add(1));
-        bounded.read_to_end(&mut bytes).map_err(io("cannot read", &path))?;
+        bounded
+            .read_to_end(&mut bytes)
+            .map_err(io("cannot read", &path))?;
         if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
             return Err(FolderError::TooLong(path));
         }
@@ -183,12 +186,18 @@ impl Folder {
         fs::remove_file(&staged).map_err(io("cannot remove", &staged))?;
         match linked {
             Ok(()) => self.sync(),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(FolderError::Exists(path)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(FolderError::Exists(path))
+            }
             Err(source) => Err(io("cannot write", &path)(source)),
         }
     }
 
-    pub(crate) fn save_backup<T: Serialize>(&self, name: &str, value: &T) -> Result<(), FolderError> {
+    pub(crate) fn save_backup<T: Serialize>(
+        &self,
+        name: &str,
+        value: &T,
+    ) -> Result<(), FolderError> {
         make_private_dir(&self.path.join(DEPOSITS_DIR))?;
         self.save_json(&format!("{DEPOSITS_DIR}/{name}.json"), value)
     }
@@ -261,7 +270,11 @@ fn check_private(_: &Path, _: &fs::Metadata, _: u32) -> Result<(), FolderError> 
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> FolderError {
     let path = path.to_owned();
-    move |source| FolderError::Io { action, path, source }
+    move |source| FolderError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 fn missing_or(source: std::io::Error, action: &'static str, path: &Path) -> FolderError {

@@ -89,7 +89,12 @@ impl Secrets {
             OsRng.fill_bytes(refund.as_mut_slice());
             // One in 2^128 tries is no secp256k1 scalar.
             if let Some(refund_key) = refund_public(&refund) {
-                return Self { network, account, refund, refund_key };
+                return Self {
+                    network,
+                    account,
+                    refund,
+                    refund_key,
+                };
             }
         }
     }
@@ -146,7 +151,12 @@ impl Secrets {
         let refund: &[u8; 32] = rest.try_into().map_err(|_| "wrong length")?;
         let refund = Zeroizing::new(*refund);
         let refund_key = refund_public(&refund).ok_or("bad refund secret")?;
-        Ok(Self { network, account, refund, refund_key })
+        Ok(Self {
+            network,
+            account,
+            refund,
+            refund_key,
+        })
     }
 }
 
@@ -221,7 +231,9 @@ mod tests {
         assert_eq!(again.address(), wallet.address());
         assert_eq!(again.refund_key(), wallet.refund_key());
         assert_eq!(again.network(), Network::Regtest);
-        let signing = again.secrets.with_refund_keypair(|pair| pair.x_only_public_key().0);
+        let signing = again
+            .secrets
+            .with_refund_keypair(|pair| pair.x_only_public_key().0);
         assert_eq!(signing, Some(wallet.refund_key()));
         let identity = again.folder().identity().unwrap();
         assert_eq!(identity.account, wallet.address());
@@ -238,7 +250,10 @@ mod tests {
         for keep in [0, 1, 10, whole.len() / 2, whole.len() - 1] {
             fs::write(key_file(&dir), &whole[..keep]).unwrap();
             let error = Wallet::open(&folder, "pass").unwrap_err();
-            assert!(matches!(error, KeyFileError::Truncated(_)), "{keep}: {error}");
+            assert!(
+                matches!(error, KeyFileError::Truncated(_)),
+                "{keep}: {error}"
+            );
         }
         let mut damaged = whole.clone();
         damaged[whole.len() / 2] ^= 1;
@@ -275,10 +290,14 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let (dir, _) = created();
         let folder = dir.path().join("w");
-        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let mode =
+            |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(mode(&key_file(&dir)), 0o600);
-        for (path, open, shut) in [(key_file(&dir), 0o640, 0o600), (folder.clone(), 0o750, 0o700)] {
+        for (path, open, shut) in [
+            (key_file(&dir), 0o640, 0o600),
+            (folder.clone(), 0o750, 0o700),
+        ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(open)).unwrap();
             let error = Wallet::open(&folder, "pass").unwrap_err();
             assert!(

@@ -19,6 +19,8 @@ pub mod account;
 pub mod client;
 pub mod core_refund;
 pub mod deposit;
+#[cfg(test)]
+mod fake_coordinator;
 pub mod folder;
 pub mod key_file;
 pub mod refund;
@@ -37,7 +39,7 @@ pub use deposit::{DepositAddressError, DepositBackup};
 pub use folder::{Folder, FolderError, Identity};
 pub use key_file::{KeyFileError, Secrets};
 pub use refund::{RefundError, RefundOrder};
-pub use send::{SendError, SendOptions, Sent};
+pub use send::{PayeeError, SendError, SendOptions, Sent};
 pub use vault::{PinnedVault, VaultError};
 pub use wait::{Progress, Request, Target, WaitError};
 

@@ -1,1 +1,9 @@
-fn main() {}
+//! `drawbridge`: the user's command line.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

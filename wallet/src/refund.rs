@@ -20,11 +20,11 @@ use miniscript::Descriptor;
 use miniscript::descriptor::Tr;
 
 use crate::deposit::BackupError;
-use crate::send::{SendError, payee as payee_of};
+use crate::send::{PayeeError, payee as payee_of};
 use crate::{DepositBackup, FolderError, Wallet};
 
 /// A higher fee rate is a slip of the keyboard.
-pub const MAX_FEE_RATE: FeeRate = FeeRate::from_sat_per_vb_unchecked(5_000);
+pub const MAX_FEE_RATE: FeeRate = FeeRate::from_sat_per_vb_u32(5_000);
 /// The lowest rate that nodes relay by default.
 pub const MIN_FEE_RATE: FeeRate = FeeRate::BROADCAST_MIN;
 
@@ -58,10 +58,14 @@ pub struct Refund {
 #[derive(Debug, thiserror::Error)]
 pub enum RefundError {
     /// Spent, or never there.
-    #[error("{0} is not unspent on your node's chain; the vault may have credited it ('drawbridge deposits'), or the node is still catching up")]
+    #[error(
+        "{0} is not unspent on your node's chain; the vault may have credited it ('drawbridge deposits'), or the node is still catching up"
+    )]
     NotUnspent(OutPoint),
     /// Pays a script that no saved address has.
-    #[error("{outpoint} pays to none of the {known} deposit addresses in this wallet's folder; open the wallet that showed the address, or restore its 'deposits' folder")]
+    #[error(
+        "{outpoint} pays to none of the {known} deposit addresses in this wallet's folder; open the wallet that showed the address, or restore its 'deposits' folder"
+    )]
     NotOurs {
         /// As given.
         outpoint: OutPoint,
@@ -90,7 +94,7 @@ pub enum RefundError {
     },
     /// The address can't be paid, or what is left is dust for it.
     #[error(transparent)]
-    Payee(SendError),
+    Payee(#[from] PayeeError),
     /// A saved address is damaged.
     #[error(transparent)]
     Backup(#[from] BackupError),
@@ -143,7 +147,7 @@ impl Wallet {
         let Descriptor::Tr(tr) = &derived.descriptor else {
             return Err(RefundError::Satisfy("not a Taproot descriptor".to_owned()));
         };
-        let payee = payee_of(self.network(), to, coin.value).map_err(RefundError::Payee)?;
+        let payee = payee_of(self.network(), to, coin.value)?;
         let sequence = Sequence::from_height(derived.terms.refund_delay);
         let mut transaction = unsigned(coin, payee.script_pubkey(), sequence);
         let leaf = refund_leaf(tr, &refund_key)?;
@@ -153,18 +157,26 @@ impl Wallet {
         let stand_in = schnorr::Signature::from_slice(&[0; 64])
             .map_err(|error| RefundError::Satisfy(error.to_string()))?;
         set_witness(&mut transaction, witness(stand_in)?);
-        let fee = fee_rate.fee_wu(transaction.weight()).ok_or(RefundError::FeeRate)?;
+        let fee = fee_rate
+            .fee_wu(transaction.weight())
+            .ok_or(RefundError::FeeRate)?;
         let left = coin
             .value
             .checked_sub(fee)
             .filter(|left| *left > Amount::ZERO)
-            .ok_or(RefundError::FeeAboveValue { value: coin.value, fee })?;
-        payee_of(self.network(), to, left).map_err(RefundError::Payee)?;
+            .ok_or(RefundError::FeeAboveValue {
+                value: coin.value,
+                fee,
+            })?;
+        payee_of(self.network(), to, left)?;
         if let Some(output) = transaction.output.first_mut() {
             output.value = left;
         }
 
-        let spent = TxOut { value: coin.value, script_pubkey: derived.script_pubkey.clone() };
+        let spent = TxOut {
+            value: coin.value,
+            script_pubkey: derived.script_pubkey.clone(),
+        };
         let signature = self.sign_leaf(&transaction, &spent, leaf)?;
         set_witness(&mut transaction, witness(signature)?);
         Ok(transaction)
@@ -209,8 +221,14 @@ impl Wallet {
         let backup = backups
             .iter()
             .find(|backup| backup.script_pubkey == coin.script_pubkey)
-            .ok_or(RefundError::NotOurs { outpoint, known: backups.len() })?;
-        let of = Coin { outpoint, value: coin.value };
+            .ok_or(RefundError::NotOurs {
+                outpoint,
+                known: backups.len(),
+            })?;
+        let of = Coin {
+            outpoint,
+            value: coin.value,
+        };
         let transaction = self.refund_transaction(backup, of, &order.to, order.fee_rate)?;
         let amount = transaction.output.iter().map(|output| output.value).sum();
         Ok(Refund {
@@ -233,7 +251,9 @@ impl Wallet {
     ) -> Result<(Refund, Txid), RefundError> {
         let refund = self.prepare_refund(bitcoind, order).await?;
         if refund.blocks_missing > 0 {
-            return Err(RefundError::Immature { missing: refund.blocks_missing });
+            return Err(RefundError::Immature {
+                missing: refund.blocks_missing,
+            });
         }
         let txid = bitcoind.send_transaction(&refund.transaction).await?;
         Ok((refund, txid))
@@ -251,12 +271,18 @@ fn unsigned(coin: Coin, script_pubkey: ScriptBuf, sequence: Sequence) -> Transac
             sequence,
             witness: Witness::new(),
         }],
-        output: vec![TxOut { value: coin.value, script_pubkey }],
+        output: vec![TxOut {
+            value: coin.value,
+            script_pubkey,
+        }],
     }
 }
 
 /// The leaf that the refund key can sign.
-fn refund_leaf(tr: &Tr<XOnlyPublicKey>, refund: &XOnlyPublicKey) -> Result<TapLeafHash, RefundError> {
+fn refund_leaf(
+    tr: &Tr<XOnlyPublicKey>,
+    refund: &XOnlyPublicKey,
+) -> Result<TapLeafHash, RefundError> {
     tr.spend_info()
         .leaves()
         .find(|leaf| leaf.miniscript().iter_pk().any(|key| key == *refund))
@@ -272,7 +298,10 @@ fn witness(
     sequence: Sequence,
     signature: schnorr::Signature,
 ) -> Result<Vec<Vec<u8>>, RefundError> {
-    let signature = taproot::Signature { signature, sighash_type: TapSighashType::Default };
+    let signature = taproot::Signature {
+        signature,
+        sighash_type: TapSighashType::Default,
+    };
     let signatures = HashMap::from([((refund, leaf), signature)]);
     let (stack, _) = tr
         .get_satisfaction(&(signatures, sequence))
@@ -305,7 +334,10 @@ mod tests {
         let backup =
             DepositBackup::derive(&vault, wallet.account_key(), wallet.refund_key()).unwrap();
         let outpoint = OutPoint::new(Txid::from_byte_array([6; 32]), 3);
-        let coin = Coin { outpoint, value: Amount::from_sat(50_000) };
+        let coin = Coin {
+            outpoint,
+            value: Amount::from_sat(50_000),
+        };
         (dir, wallet, backup, coin)
     }
 
@@ -328,20 +360,36 @@ mod tests {
             sequence,
             transaction.lock_time,
         )?;
-        interpreter.iter(&secp, transaction, 0, &Prevouts::All(&prevouts)).collect()
+        interpreter
+            .iter(&secp, transaction, 0, &Prevouts::All(&prevouts))
+            .collect()
     }
 
     #[test]
     fn a_refund_satisfies_its_script_and_nothing_less_does() {
         let (_dir, wallet, backup, coin) = setting();
-        let transaction = wallet.refund_transaction(&backup, coin, TO, rate(3)).unwrap();
-        let spent = TxOut { value: coin.value, script_pubkey: backup.script_pubkey.clone() };
+        let transaction = wallet
+            .refund_transaction(&backup, coin, TO, rate(3))
+            .unwrap();
+        let spent = TxOut {
+            value: coin.value,
+            script_pubkey: backup.script_pubkey.clone(),
+        };
         let sequence = transaction.input[0].sequence;
-        assert_eq!(sequence, Sequence::from_height(backup.terms.refund_delay_blocks));
+        assert_eq!(
+            sequence,
+            Sequence::from_height(backup.terms.refund_delay_blocks)
+        );
         let satisfied = run(&transaction, &spent, sequence).unwrap();
-        assert!(satisfied.iter().any(|c| matches!(c, SatisfiedConstraint::PublicKey { .. })));
         assert!(
-            satisfied.iter().any(|c| matches!(c, SatisfiedConstraint::RelativeTimelock { .. }))
+            satisfied
+                .iter()
+                .any(|c| matches!(c, SatisfiedConstraint::PublicKey { .. }))
+        );
+        assert!(
+            satisfied
+                .iter()
+                .any(|c| matches!(c, SatisfiedConstraint::RelativeTimelock { .. }))
         );
 
         let shorter = Sequence::from_height(backup.terms.refund_delay_blocks - 1);
@@ -349,7 +397,10 @@ mod tests {
         let mut more = transaction.clone();
         more.output[0].value += Amount::ONE_SAT;
         assert!(run(&more, &spent, sequence).is_err());
-        let other_value = TxOut { value: spent.value + Amount::ONE_SAT, ..spent.clone() };
+        let other_value = TxOut {
+            value: spent.value + Amount::ONE_SAT,
+            ..spent.clone()
+        };
         assert!(run(&transaction, &other_value, sequence).is_err());
     }
 
@@ -357,8 +408,9 @@ mod tests {
     fn a_refund_pays_the_fee_rate_to_the_satoshi() {
         let (_dir, wallet, backup, coin) = setting();
         for sat_per_vb in [1, 2, 7, 100] {
-            let transaction =
-                wallet.refund_transaction(&backup, coin, TO, rate(sat_per_vb)).unwrap();
+            let transaction = wallet
+                .refund_transaction(&backup, coin, TO, rate(sat_per_vb))
+                .unwrap();
             let fee = coin.value - transaction.output[0].value;
             let expected = rate(sat_per_vb).fee_wu(transaction.weight()).unwrap();
             assert_eq!(fee, expected);
@@ -369,16 +421,36 @@ mod tests {
     fn a_refund_that_makes_no_sense_is_refused() {
         let (_dir, wallet, backup, coin) = setting();
         let refund = |coin, to: &str, fee_rate| {
-            wallet.refund_transaction(&backup, coin, to, fee_rate).unwrap_err()
+            wallet
+                .refund_transaction(&backup, coin, to, fee_rate)
+                .unwrap_err()
         };
-        assert!(matches!(refund(coin, TO, FeeRate::ZERO), RefundError::FeeRate));
-        assert!(matches!(refund(coin, TO, FeeRate::MAX), RefundError::FeeRate));
-        let little = Coin { value: Amount::from_sat(1_000), ..coin };
-        assert!(matches!(refund(little, TO, rate(100)), RefundError::FeeAboveValue { .. }));
+        assert!(matches!(
+            refund(coin, TO, FeeRate::ZERO),
+            RefundError::FeeRate
+        ));
+        assert!(matches!(
+            refund(coin, TO, FeeRate::MAX),
+            RefundError::FeeRate
+        ));
+        let little = Coin {
+            value: Amount::from_sat(1_000),
+            ..coin
+        };
+        assert!(matches!(
+            refund(little, TO, rate(100)),
+            RefundError::FeeAboveValue { .. }
+        ));
         let error = refund(little, TO, rate(6));
-        assert!(matches!(error, RefundError::Payee(SendError::Dust { .. })), "{error}");
+        assert!(
+            matches!(error, RefundError::Payee(PayeeError::Dust { .. })),
+            "{error}"
+        );
         let error = refund(coin, "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", rate(1));
-        assert!(matches!(error, RefundError::Payee(SendError::WrongNetwork { .. })), "{error}");
+        assert!(
+            matches!(error, RefundError::Payee(PayeeError::WrongNetwork { .. })),
+            "{error}"
+        );
     }
 
     #[test]
@@ -396,11 +468,15 @@ mod tests {
         for (i, change) in changes.into_iter().enumerate() {
             let mut damaged = backup.clone();
             change(&mut damaged);
-            let error = wallet.refund_transaction(&damaged, coin, TO, rate(1)).unwrap_err();
+            let error = wallet
+                .refund_transaction(&damaged, coin, TO, rate(1))
+                .unwrap_err();
             assert!(matches!(error, RefundError::Backup(_)), "{i}: {error}");
         }
         let (_dir, other, _, _) = setting();
-        let error = other.refund_transaction(&backup, coin, TO, rate(1)).unwrap_err();
+        let error = other
+            .refund_transaction(&backup, coin, TO, rate(1))
+            .unwrap_err();
         assert!(matches!(error, RefundError::OtherKey), "{error}");
     }
 

@@ -48,6 +48,43 @@ pub struct Sent {
     pub document: OperationDocument,
 }
 
+/// Why a Bitcoin address is not paid.
+#[derive(Debug, thiserror::Error)]
+pub enum PayeeError {
+    /// No Bitcoin address.
+    #[error("'{address}' is no Bitcoin address")]
+    NotAnAddress {
+        /// As given.
+        address: String,
+        /// What is wrong.
+        source: bitcoin::address::ParseError,
+    },
+    /// An address of another network.
+    #[error("'{address}' is a Bitcoin address of another network, this wallet is for {network}")]
+    WrongNetwork {
+        /// As given.
+        address: String,
+        /// The wallet's.
+        network: Network,
+    },
+    /// Bitcoin nodes would not relay the payout.
+    #[error(
+        "the vault does not pay to '{address}'; use a p2pkh, p2sh, p2wpkh, p2wsh or p2tr address"
+    )]
+    NonStandard {
+        /// As given.
+        address: String,
+    },
+    /// Bitcoin nodes would not relay so small a payout.
+    #[error("{} sat to this address is dust; withdraw at least {} sat", amount.to_sat(), minimum.to_sat())]
+    Dust {
+        /// As given.
+        amount: Amount,
+        /// Smallest for this script.
+        minimum: Amount,
+    },
+}
+
 /// Why nothing was sent, or it is unknown what became of it.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
@@ -61,36 +98,9 @@ pub enum SendError {
         /// What is wrong.
         source: AddressError,
     },
-    /// The payee is no Bitcoin address.
-    #[error("'{address}' is no Bitcoin address: {reason}")]
-    BitcoinAddress {
-        /// As given.
-        address: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The payee is an address of another network.
-    #[error("'{address}' is a Bitcoin address of another network, this wallet is for {network}")]
-    WrongNetwork {
-        /// As given.
-        address: String,
-        /// The wallet's.
-        network: Network,
-    },
-    /// Bitcoin nodes would not relay the payout.
-    #[error("the vault does not pay to '{address}'; use a p2pkh, p2sh, p2wpkh, p2wsh or p2tr address")]
-    NonStandard {
-        /// As given.
-        address: String,
-    },
-    /// Bitcoin nodes would not relay so small a payout.
-    #[error("{} sat to this address is dust; withdraw at least {} sat", amount.to_sat(), minimum.to_sat())]
-    Dust {
-        /// As given.
-        amount: Amount,
-        /// Smallest for this script.
-        minimum: Amount,
-    },
+    /// The Bitcoin address can't be paid.
+    #[error(transparent)]
+    Payee(#[from] PayeeError),
     /// Nothing to send.
     #[error("the amount is zero")]
     ZeroAmount,
@@ -122,6 +132,9 @@ pub enum SendError {
     /// The coordinator names a fee that no user expects.
     #[error("the coordinator asks for a fee of {} sat; if you accept that, name it with --fee", .0.to_sat())]
     FeeTooHigh(Amount),
+    /// The payee's script was checked to be standard, and those have addresses.
+    #[error("the operation cannot be put into words for the coordinator")]
+    NoRequest,
     /// The operation is not valid for any batch.
     #[error("--valid-for must be at least 1")]
     Expired,
@@ -129,7 +142,9 @@ pub enum SendError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// It may have arrived or not.
-    #[error("operation {id} was sent, but no answer came; before you send another one, see what became of it with: drawbridge wait {id}")]
+    #[error(
+        "operation {id} was sent, but whether it was accepted is unknown; before you send another one, see what became of it with: drawbridge wait {id}"
+    )]
     Unanswered {
         /// Its id.
         id: OperationId,
@@ -149,21 +164,28 @@ pub enum SendError {
 /// Where a withdrawal goes, checked.
 ///
 /// # Errors
-/// [`SendError`]: not an address, one of another network, a script that is not standard, or dust.
-pub fn payee(network: Network, address: &str, amount: Amount) -> Result<Address, SendError> {
+/// [`PayeeError`]: not an address, one of another network, a script that is not standard, or dust.
+pub fn payee(network: Network, address: &str, amount: Amount) -> Result<Address, PayeeError> {
     let shown = printable(address);
-    let parsed: Address<NetworkUnchecked> =
-        address.parse().map_err(|error: bitcoin::address::ParseError| SendError::BitcoinAddress {
-            address: shown.clone(),
-            reason: error.to_string(),
-        })?;
-    let payee = parsed
-        .require_network(network)
-        .map_err(|_| SendError::WrongNetwork { address: shown.clone(), network })?;
+    let parsed: Address<NetworkUnchecked> = match address.parse() {
+        Ok(parsed) => parsed,
+        Err(source) => {
+            return Err(PayeeError::NotAnAddress {
+                address: shown,
+                source,
+            });
+        }
+    };
+    let Ok(payee) = parsed.require_network(network) else {
+        return Err(PayeeError::WrongNetwork {
+            address: shown,
+            network,
+        });
+    };
     match check_output_script(&payee.script_pubkey(), amount) {
         Ok(()) => Ok(payee),
-        Err(ScriptError::NonStandard) => Err(SendError::NonStandard { address: shown }),
-        Err(ScriptError::Dust { minimum }) => Err(SendError::Dust { amount, minimum }),
+        Err(ScriptError::NonStandard) => Err(PayeeError::NonStandard { address: shown }),
+        Err(ScriptError::Dust { minimum }) => Err(PayeeError::Dust { amount, minimum }),
     }
 }
 
@@ -188,9 +210,12 @@ impl Wallet {
         options: SendOptions,
     ) -> Result<Sent, SendError> {
         let network = self.network();
-        let recipient = AccountKey::from_address(network, to).map_err(|source| {
-            SendError::Recipient { address: printable(to), network, source }
-        })?;
+        let recipient =
+            AccountKey::from_address(network, to).map_err(|source| SendError::Recipient {
+                address: printable(to),
+                network,
+                source,
+            })?;
         let minimum = Amount::from_sat(client.fees().await?.transfer_fee_sat);
         let funded = self.fund(client, amount, minimum, options).await?;
         let request = TransferRequest {
@@ -202,7 +227,7 @@ impl Wallet {
             last_valid: funded.last_valid,
         };
         let operation = request.sign(self.secrets.account(), &funded.vault);
-        self.send(client, operation, to, &funded.vault).await
+        self.send(client, operation, &funded.vault).await
     }
 
     /// Burns `amount` of zkBTC and has the vault pay as much to a Bitcoin address.
@@ -228,7 +253,7 @@ impl Wallet {
             last_valid: funded.last_valid,
         };
         let operation = request.sign(self.secrets.account(), &funded.vault);
-        self.send(client, operation, &payee.to_string(), &funded.vault).await
+        self.send(client, operation, &funded.vault).await
     }
 
     /// The proven account, if it can pay.
@@ -260,63 +285,92 @@ impl Wallet {
             return Err(SendError::Balance { balance, needed });
         }
         let last_valid = SequenceNumber(account.sequence.saturating_add(options.valid_for));
-        Ok(Funded { account, vault, fee, last_valid })
+        Ok(Funded {
+            account,
+            vault,
+            fee,
+            last_valid,
+        })
     }
 
     async fn send(
         &self,
         client: &Client,
         operation: Operation,
-        to: &str,
         vault: &ledger::VaultId,
     ) -> Result<Sent, SendError> {
         let id = operation.id(vault);
-        let Some(request) = request(&operation, to) else {
-            return Err(SendError::ZeroAmount);
-        };
+        let request = request(self.network(), &operation).ok_or(SendError::NoRequest)?;
         let mut attempt = 1;
+        let mut may_have_arrived = false;
         let document = loop {
-            match client.submit(&request).await {
+            let error = match client.submit(&request).await {
                 Ok(document) => break document,
-                Err(ClientError::Unreachable { .. }) if attempt < SEND_ATTEMPTS => attempt += 1,
-                Err(source @ ClientError::Problem(_)) => return Err(source.into()),
-                Err(source) => return Err(SendError::Unanswered { id, source }),
+                Err(error) => error,
+            };
+            may_have_arrived |= error.may_have_arrived();
+            let is_worth_trying = matches!(error, ClientError::Unreachable { .. });
+            if is_worth_trying && attempt < SEND_ATTEMPTS {
+                attempt += 1;
+            } else if may_have_arrived {
+                return Err(SendError::Unanswered { id, source: error });
+            } else {
+                return Err(error.into());
             }
         };
-        if document.operation_id != id.to_string() || document.operation != request {
+        if document.operation_id != id.to_string() {
             let theirs = printable(&document.operation_id);
             return Err(SendError::OtherOperation { ours: id, theirs });
         }
-        Ok(Sent { id, operation, document })
+        Ok(Sent {
+            id,
+            operation,
+            document,
+        })
     }
 }
 
-/// A signed operation as the API takes it; `to` is the recipient as text. A deposit has no request.
-pub fn request(operation: &Operation, to: &str) -> Option<OperationRequest> {
+/// A signed operation as the API takes it. `None` for a deposit, which nobody sends, and for a script
+/// that has no address.
+pub fn request(network: Network, operation: &Operation) -> Option<OperationRequest> {
     match operation {
         Operation::Deposit { .. } => None,
-        Operation::Transfer { sender, nonce, amount, fee, last_valid, signature, .. } => {
-            Some(OperationRequest::Transfer {
-                sender: sender.0,
-                nonce: *nonce,
-                amount_sat: amount.to_sat(),
-                fee_sat: fee.to_sat(),
-                recipient: to.to_owned(),
-                last_valid: last_valid.0,
-                signature: signature.to_string(),
-            })
-        }
-        Operation::Withdraw { sender, nonce, amount, fee, last_valid, signature, .. } => {
-            Some(OperationRequest::Withdraw {
-                sender: sender.0,
-                nonce: *nonce,
-                amount_sat: amount.to_sat(),
-                fee_sat: fee.to_sat(),
-                address: to.to_owned(),
-                last_valid: last_valid.0,
-                signature: signature.to_string(),
-            })
-        }
+        Operation::Transfer {
+            sender,
+            nonce,
+            amount,
+            fee,
+            recipient,
+            last_valid,
+            signature,
+        } => Some(OperationRequest::Transfer {
+            sender: sender.0,
+            nonce: *nonce,
+            amount_sat: amount.to_sat(),
+            fee_sat: fee.to_sat(),
+            recipient: recipient.to_address(network),
+            last_valid: last_valid.0,
+            signature: signature.to_string(),
+        }),
+        Operation::Withdraw {
+            sender,
+            nonce,
+            amount,
+            fee,
+            script_pubkey,
+            last_valid,
+            signature,
+        } => Some(OperationRequest::Withdraw {
+            sender: sender.0,
+            nonce: *nonce,
+            amount_sat: amount.to_sat(),
+            fee_sat: fee.to_sat(),
+            address: Address::from_script(script_pubkey, network)
+                .ok()?
+                .to_string(),
+            last_valid: last_valid.0,
+            signature: signature.to_string(),
+        }),
     }
 }
 
@@ -331,11 +385,11 @@ mod tests {
         pay("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", amount).unwrap();
 
         let error = pay("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", amount).unwrap_err();
-        assert!(matches!(error, SendError::WrongNetwork { .. }), "{error}");
+        assert!(matches!(error, PayeeError::WrongNetwork { .. }), "{error}");
         let error = pay("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt081", amount).unwrap_err();
-        assert!(matches!(error, SendError::BitcoinAddress { .. }), "{error}");
+        assert!(matches!(error, PayeeError::NotAnAddress { .. }), "{error}");
         let error = pay("", amount).unwrap_err();
-        assert!(matches!(error, SendError::BitcoinAddress { .. }), "{error}");
+        assert!(matches!(error, PayeeError::NotAnAddress { .. }), "{error}");
     }
 
     #[test]
@@ -343,7 +397,7 @@ mod tests {
         let program = bitcoin::WitnessProgram::new(bitcoin::WitnessVersion::V1, &[2; 32]).unwrap();
         let taproot = Address::from_witness_program(program, Network::Regtest).to_string();
         match payee(Network::Regtest, &taproot, Amount::from_sat(329)).unwrap_err() {
-            SendError::Dust { minimum, .. } => assert_eq!(minimum, Amount::from_sat(330)),
+            PayeeError::Dust { minimum, .. } => assert_eq!(minimum, Amount::from_sat(330)),
             error => panic!("{error}"),
         }
         payee(Network::Regtest, &taproot, Amount::from_sat(330)).unwrap();
@@ -354,6 +408,6 @@ mod tests {
         let program = bitcoin::WitnessProgram::new(bitcoin::WitnessVersion::V5, &[2; 32]).unwrap();
         let future = Address::from_witness_program(program, Network::Regtest).to_string();
         let error = payee(Network::Regtest, &future, Amount::from_sat(10_000)).unwrap_err();
-        assert!(matches!(error, SendError::NonStandard { .. }), "{error}");
+        assert!(matches!(error, PayeeError::NonStandard { .. }), "{error}");
     }
 }

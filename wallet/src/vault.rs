@@ -10,7 +10,6 @@ use bitcoin::secp256k1::{Message, Secp256k1, schnorr};
 use bitcoin::{Amount, Network, OutPoint, XOnlyPublicKey};
 use ledger::VaultId;
 use protocol::api::VaultDocument;
-use protocol::parameters::Parameters;
 use protocol::vault::Genesis;
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +52,9 @@ pub enum VaultError {
     #[error("the coordinator's vault document has an unreadable {0}")]
     Malformed(&'static str),
     /// Another Bitcoin network.
-    #[error("the coordinator's vault is on {found}, this wallet is for {wallet}; use another coordinator or wallet")]
+    #[error(
+        "the coordinator's vault is on {found}, this wallet is for {wallet}; use another coordinator or wallet"
+    )]
     Network {
         /// The wallet's.
         wallet: Network,
@@ -64,7 +65,9 @@ pub enum VaultError {
     #[error("DO NOT USE this coordinator: its vault id is not the hash of its genesis")]
     NotItsId,
     /// The genesis certificate is not the group's.
-    #[error("DO NOT USE this coordinator: its genesis certificate does not verify under its group key")]
+    #[error(
+        "DO NOT USE this coordinator: its genesis certificate does not verify under its group key"
+    )]
     Certificate,
     /// Not what was asked for with `--vault-id` or `--vault-parameters`.
     #[error("DO NOT USE this coordinator: its {what} is {found}, you expect {expected}")]
@@ -77,7 +80,9 @@ pub enum VaultError {
         found: String,
     },
     /// Not what was pinned at first use.
-    #[error("DO NOT USE this coordinator: its {what} is {found}, but this wallet has pinned {pinned}; if you mean another vault, use another wallet folder")]
+    #[error(
+        "DO NOT USE this coordinator: its {what} is {found}, but this wallet has pinned {pinned}; if you mean another vault, use another wallet folder"
+    )]
     Changed {
         /// Which field.
         what: &'static str,
@@ -100,12 +105,17 @@ impl PinnedVault {
     pub fn from_document(network: Network, document: &VaultDocument) -> Result<Self, VaultError> {
         let found: Network = parse(&document.network, "network")?;
         if found != network {
-            return Err(VaultError::Network { wallet: network, found });
+            return Err(VaultError::Network {
+                wallet: network,
+                found,
+            });
         }
         let group_key: XOnlyPublicKey = required(&document.group_key, "group key")?;
         let vault_id: VaultId = required(&document.vault_id, "genesis")?;
         let outpoint: OutPoint = required(&document.genesis, "genesis")?;
-        let amount = document.genesis_sat.ok_or(VaultError::NotReady("genesis"))?;
+        let amount = document
+            .genesis_sat
+            .ok_or(VaultError::NotReady("genesis"))?;
         let signature: schnorr::Signature =
             required(&document.genesis_signature, "genesis certificate")?;
         let genesis = Genesis {
@@ -142,8 +152,16 @@ impl PinnedVault {
             field("network", &self.network, &found.network),
             field("vault id", &self.vault_id, &found.vault_id),
             field("group key", &self.group_key, &found.group_key),
-            field("refund delay", &self.refund_delay_blocks, &found.refund_delay_blocks),
-            field("smallest deposit", &self.min_deposit_sat, &found.min_deposit_sat),
+            field(
+                "refund delay",
+                &self.refund_delay_blocks,
+                &found.refund_delay_blocks,
+            ),
+            field(
+                "smallest deposit",
+                &self.min_deposit_sat,
+                &found.min_deposit_sat,
+            ),
             field("deposit fee", &self.deposit_fee_sat, &found.deposit_fee_sat),
         ]
         .into_iter()
@@ -184,7 +202,11 @@ impl Wallet {
         if let Some(expected) = &self.expected_parameters {
             let hash = hex::encode(expected.hash());
             if hash != document.parameters_hash {
-                return Err(unexpected("parameters hash", hash, &document.parameters_hash));
+                return Err(unexpected(
+                    "parameters hash",
+                    hash,
+                    &document.parameters_hash,
+                ));
             }
             // The vault id commits to the hash; what stands beside the hash must agree as well.
             let expected = PinnedVault {
@@ -201,7 +223,11 @@ impl Wallet {
             None => self.folder().save_json(VAULT_FILE, &found)?,
             Some(pinned) => {
                 if let Some((what, pinned, found)) = pinned.differences(&found) {
-                    return Err(VaultError::Changed { what, pinned, found });
+                    return Err(VaultError::Changed {
+                        what,
+                        pinned,
+                        found,
+                    });
                 }
             }
         }
@@ -238,6 +264,7 @@ fn hash(text: &str, what: &'static str) -> Result<[u8; 32], VaultError> {
 pub(crate) mod tests {
     use bitcoin::hashes::Hash as _;
     use bitcoin::secp256k1::Keypair;
+    use protocol::parameters::Parameters;
 
     use super::*;
 
@@ -304,8 +331,7 @@ pub(crate) mod tests {
             &|vault| vault.roster_hash = hex::encode([9; 32]),
             &|vault| vault.vault_id = Some(hex::encode([9; 32])),
             &|vault| {
-                vault.group_key =
-                    document_of(8, &Parameters::defaults(Network::Regtest)).group_key;
+                vault.group_key = document_of(8, &Parameters::defaults(Network::Regtest)).group_key;
             },
         ];
         for (i, change) in changes.into_iter().enumerate() {
@@ -338,9 +364,11 @@ pub(crate) mod tests {
         longer.refund_delay_blocks += 1;
         let mut dearer = document();
         dearer.deposit_fee_sat += 1;
-        for (document, field) in
-            [(other, "vault id"), (longer, "refund delay"), (dearer, "deposit fee")]
-        {
+        for (document, field) in [
+            (other, "vault id"),
+            (longer, "refund delay"),
+            (dearer, "deposit fee"),
+        ] {
             match wallet.accept_vault(&document).unwrap_err() {
                 VaultError::Changed { what, .. } => assert_eq!(what, field),
                 error => panic!("{error}"),
@@ -354,7 +382,16 @@ pub(crate) mod tests {
         let (_dir, wallet) = wallet();
         let wallet = wallet.expecting_vault(VaultId([1; 32]));
         let error = wallet.accept_vault(&document()).unwrap_err();
-        assert!(matches!(error, VaultError::Unexpected { what: "vault id", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                VaultError::Unexpected {
+                    what: "vault id",
+                    ..
+                }
+            ),
+            "{error}"
+        );
         let id: VaultId = document().vault_id.unwrap().parse().unwrap();
         let wallet = wallet.expecting_vault(id);
 
@@ -362,13 +399,31 @@ pub(crate) mod tests {
         other.max_operations += 1;
         let wallet = wallet.expecting_parameters(other);
         let error = wallet.accept_vault(&document()).unwrap_err();
-        assert!(matches!(error, VaultError::Unexpected { what: "parameters hash", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                VaultError::Unexpected {
+                    what: "parameters hash",
+                    ..
+                }
+            ),
+            "{error}"
+        );
 
         let wallet = wallet.expecting_parameters(parameters);
         let mut lying = document();
         lying.refund_delay_blocks = 60_000;
         let error = wallet.accept_vault(&lying).unwrap_err();
-        assert!(matches!(error, VaultError::Unexpected { what: "refund delay", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                VaultError::Unexpected {
+                    what: "refund delay",
+                    ..
+                }
+            ),
+            "{error}"
+        );
         assert_eq!(pinned(wallet.folder()).unwrap(), None);
         wallet.accept_vault(&document()).unwrap();
     }

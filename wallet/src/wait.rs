@@ -38,7 +38,9 @@ impl FromStr for Request {
     fn from_str(text: &str) -> Result<Self, RequestError> {
         let operation = text.parse().map(Self::Operation).ok();
         let deposit = || text.parse().map(Self::Deposit).ok();
-        operation.or_else(deposit).ok_or_else(|| RequestError(printable(text)))
+        operation
+            .or_else(deposit)
+            .ok_or_else(|| RequestError(printable(text)))
     }
 }
 
@@ -100,7 +102,9 @@ pub enum WaitError {
         reason: String,
     },
     /// Time is over; the request goes on.
-    #[error("{request} is not there after {seconds} s ({status}); it goes on, wait again to see it")]
+    #[error(
+        "{request} is not there after {seconds} s ({status}); it goes on, wait again to see it"
+    )]
     TimedOut {
         /// Operation id or outpoint.
         request: String,
@@ -177,7 +181,10 @@ pub async fn wait(
                 let status = found.status;
                 if status == Some(RequestStatus::Refused) {
                     let reason = found.reason.unwrap_or_else(|| "no reason given".to_owned());
-                    return Err(WaitError::Refused { request: found.request, reason });
+                    return Err(WaitError::Refused {
+                        request: found.request,
+                        reason,
+                    });
                 }
                 if status.is_some_and(|status| target.is_reached(status)) {
                     return Ok(found);
