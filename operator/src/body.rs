@@ -42,7 +42,11 @@ pub async fn pull(
     if let Some(body) = kept {
         return Ok(body);
     }
-    let others = peers.operators().into_iter().filter(|peer| *peer != coordinator).take(MAX_ASKED);
+    let others = peers
+        .operators()
+        .into_iter()
+        .filter(|peer| *peer != coordinator)
+        .take(MAX_ASKED);
     let mut reason = "nobody who is connected has the body".to_owned();
     for peer in std::iter::once(coordinator).chain(others) {
         match peers.ask(peer, &Ask::Body(hash)).await {
@@ -64,7 +68,10 @@ pub fn decode(bytes: &[u8], max_operations: u16) -> Result<Body, Refusal> {
     if body.operations.len() > usize::from(max_operations) {
         return Err(Refusal::new(
             Rule::S3,
-            format!("{} operations, more than {max_operations}", body.operations.len()),
+            format!(
+                "{} operations, more than {max_operations}",
+                body.operations.len()
+            ),
         ));
     }
     Ok(body)
@@ -81,11 +88,17 @@ pub async fn outputs(
     body: &Body,
     confirmations: u32,
 ) -> Result<BTreeMap<OutPoint, UnspentOutput>, Refusal> {
-    let wanted = body.deposits().count().saturating_add(candidate.top_ups.len());
+    let wanted = body
+        .deposits()
+        .count()
+        .saturating_add(candidate.top_ups.len());
     let mut looks = 0;
     loop {
         let found = look(rpc, candidate, body).await?;
-        let deep = found.values().filter(|output| output.confirmations >= confirmations).count();
+        let deep = found
+            .values()
+            .filter(|output| output.confirmations >= confirmations)
+            .count();
         looks += 1;
         if deep >= wanted || looks >= MAX_LOOKS {
             return Ok(found);
@@ -100,17 +113,29 @@ async fn look(
     body: &Body,
 ) -> Result<BTreeMap<OutPoint, UnspentOutput>, Refusal> {
     if candidate.top_ups.len() > MAX_TOP_UPS {
-        return Err(Refusal::new(Rule::S2, format!("more than {MAX_TOP_UPS} top-ups")));
+        return Err(Refusal::new(
+            Rule::S2,
+            format!("more than {MAX_TOP_UPS} top-ups"),
+        ));
     }
-    let outpoints: BTreeSet<OutPoint> =
-        body.deposits().map(|(outpoint, _)| *outpoint).chain(candidate.top_ups.iter().copied()).collect();
+    let outpoints: BTreeSet<OutPoint> = body
+        .deposits()
+        .map(|(outpoint, _)| *outpoint)
+        .chain(candidate.top_ups.iter().copied())
+        .collect();
     let looks = outpoints.into_iter().map(|outpoint| async move {
         // Of the best chain only: what is in a mempool may go away again.
         Ok::<_, RpcError>((outpoint, rpc.unspent_output(outpoint, false).await?))
     });
-    let found: Vec<_> =
-        stream::iter(looks).buffer_unordered(PARALLEL_LOOKS).try_collect().await.map_err(no_node)?;
-    Ok(found.into_iter().filter_map(|(outpoint, output)| Some((outpoint, output?))).collect())
+    let found: Vec<_> = stream::iter(looks)
+        .buffer_unordered(PARALLEL_LOOKS)
+        .try_collect()
+        .await
+        .map_err(no_node)?;
+    Ok(found
+        .into_iter()
+        .filter_map(|(outpoint, output)| Some((outpoint, output?)))
+        .collect())
 }
 
 /// What the own node says of one output, and its chain's height then.
@@ -121,12 +146,47 @@ pub async fn output(
     rpc: &BitcoinRpc,
     outpoint: OutPoint,
 ) -> Result<Option<(UnspentOutput, u32)>, Refusal> {
-    let Some(output) = rpc.unspent_output(outpoint, false).await.map_err(no_node)? else { return Ok(None) };
+    let Some(output) = rpc.unspent_output(outpoint, false).await.map_err(no_node)? else {
+        return Ok(None);
+    };
     let info = rpc.chain_info().await.map_err(no_node)?;
     // A block between the two looks would give a wrong height: look again when it is proposed again.
     Ok((info.best_block == output.best_block).then_some((output, info.blocks)))
 }
 
 fn no_node(error: RpcError) -> Refusal {
-    Refusal::new(Rule::S1, format!("this operator's Bitcoin node does not answer: {error}"))
+    Refusal::new(
+        Rule::S1,
+        format!("this operator's Bitcoin node does not answer: {error}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn malformed_bodies_are_refused_with_a_reason() {
+        let (_, body, _) = testing::confirmed_batch(50_000);
+        let good = body.encode();
+        assert_eq!(decode(&good, 1).unwrap(), body);
+        let other_version = [&[9], good.get(1..).unwrap()].concat();
+        let trailing = [good.as_slice(), &[0]].concat();
+        let mut shapeless = body.clone();
+        shapeless.terms.clear();
+        for bytes in [
+            Vec::new(),
+            vec![1],
+            other_version,
+            trailing,
+            good[..good.len() - 1].to_vec(),
+            shapeless.encode(),
+        ] {
+            let refusal = decode(&bytes, 64).unwrap_err();
+            assert_eq!(refusal.rule, Rule::S12);
+            assert!(!refusal.reason.is_empty());
+        }
+        assert_eq!(decode(&good, 0).unwrap_err().rule, Rule::S3);
+    }
 }

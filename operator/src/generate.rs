@@ -34,6 +34,11 @@ pub enum GenerateError {
     /// This node's identity is not an operator's.
     #[error("the identity {0} is not among the roster's operators")]
     NotAnOperator(PeerKey),
+    /// The vault exists, and this operator's share of it does not.
+    #[error(
+        "the vault has its genesis, but the key share is not on disk: restore it from a backup"
+    )]
+    ShareLost,
     /// A key file.
     #[error("a key file can't be used")]
     Keys(#[from] KeyFileError),
@@ -52,7 +57,11 @@ pub enum GenerateError {
 pub fn context(roster: &Roster, parameters: &Parameters) -> [u8; 32] {
     hash::tagged(
         "drawbridge/dkg-context",
-        &[&roster.hash(), &roster.threshold.to_le_bytes(), &parameters.hash()],
+        &[
+            &roster.hash(),
+            &roster.threshold.to_le_bytes(),
+            &parameters.hash(),
+        ],
     )
 }
 
@@ -81,16 +90,26 @@ impl Generation {
         has_certificate: bool,
     ) -> Result<(Self, Option<KeyShare>), GenerateError> {
         let own = identity.public();
-        let me = roster.signer(&own).ok_or(GenerateError::NotAnOperator(own))?;
+        let me = roster
+            .signer(&own)
+            .ok_or(GenerateError::NotAnOperator(own))?;
         let context = context(roster, parameters);
         let share = keys.load_share()?;
+        if share.is_none() && has_certificate {
+            return Err(GenerateError::ShareLost);
+        }
         if let Some(share) = &share {
             check_share(share, me, roster)?;
         }
-        let ceremony = Ceremony { me, signers: roster.signers(), threshold: roster.threshold, context };
+        let ceremony = Ceremony {
+            me,
+            signers: roster.signers(),
+            threshold: roster.threshold,
+            context,
+        };
         let id = ceremony.id();
         let machine = match keys.load_seed(&id)? {
-            Some(_) if has_certificate && share.is_some() => {
+            Some(_) if has_certificate => {
                 keys.delete_seed()?;
                 None
             }
@@ -103,7 +122,17 @@ impl Generation {
             }
         };
         let has_share = share.is_some();
-        Ok((Self { keys, roster: roster.clone(), identity, context, machine, has_share }, share))
+        Ok((
+            Self {
+                keys,
+                roster: roster.clone(),
+                identity,
+                context,
+                machine,
+                has_share,
+            },
+            share,
+        ))
     }
 
     /// The ceremony's context, for questions to others.
@@ -118,7 +147,10 @@ impl Generation {
 
     /// Whom to ask next: those from whom something is missing.
     pub fn wanted(&self) -> BTreeSet<PeerKey> {
-        let missing = self.progress().map(|progress| progress.missing).unwrap_or_default();
+        let missing = self
+            .progress()
+            .map(|progress| progress.missing)
+            .unwrap_or_default();
         let own = self.identity.public();
         missing
             .into_iter()
@@ -133,7 +165,11 @@ impl Generation {
     ///
     /// # Errors
     /// A [`Refusal`] for another ceremony, or for anybody who is not in this one.
-    pub fn answer(&self, peer: &PeerKey, context: &[u8; 32]) -> Result<Vec<Signed<Message>>, Refusal> {
+    pub fn answer(
+        &self,
+        peer: &PeerKey,
+        context: &[u8; 32],
+    ) -> Result<Vec<Signed<Message>>, Refusal> {
         let signer = self
             .roster
             .signer(peer)
@@ -144,8 +180,13 @@ impl Generation {
                 "this operator has another roster, threshold or set of vault parameters",
             ));
         }
-        let messages = self.machine.iter().flat_map(|machine| machine.messages_for(signer));
-        Ok(messages.map(|message| self.identity.sign(DKG_DOMAIN, message)).collect())
+        let messages = self
+            .machine
+            .iter()
+            .flat_map(|machine| machine.messages_for(signer));
+        Ok(messages
+            .map(|message| self.identity.sign(DKG_DOMAIN, message))
+            .collect())
     }
 
     /// Takes what `from` has answered. Gives the share when that finished the ceremony; it is on disk then.
@@ -162,20 +203,28 @@ impl Generation {
         };
         for message in messages.iter().take(MAX_MESSAGES) {
             match message.verify(DKG_DOMAIN) {
-                Ok((by, message)) if by == *from => match machine.receive(signer, message.clone()) {
-                    Ok(()) => {}
-                    Err(Reject::Stopped(failure)) => {
-                        tracing::error!(%from, %failure, "key generation has stopped");
+                Ok((by, message)) if by == *from => {
+                    match machine.receive(signer, message.clone()) {
+                        Ok(()) => {}
+                        Err(Reject::Stopped(failure)) => {
+                            tracing::error!(%from, %failure, "key generation has stopped");
+                        }
+                        Err(reject) => {
+                            tracing::warn!(%from, %reject, "key generation message refused")
+                        }
                     }
-                    Err(reject) => tracing::warn!(%from, %reject, "key generation message refused"),
-                },
+                }
                 _ => tracing::warn!(%from, "key generation message with another's signature"),
             }
         }
-        let Some(share) = machine.finished().filter(|_| !self.has_share) else { return Ok(None) };
+        let Some(share) = machine.finished().filter(|_| !self.has_share) else {
+            return Ok(None);
+        };
         self.keys.save_share(share)?;
         self.has_share = true;
-        Ok(Some(KeyShare::from_secret_bytes(&share.to_secret_bytes()?)?))
+        Ok(Some(KeyShare::from_secret_bytes(
+            &share.to_secret_bytes()?,
+        )?))
     }
 
     /// Ends the ceremony: a genesis certificate of all n exists, so everybody holds a share.
@@ -194,8 +243,14 @@ fn check_share(share: &KeyShare, me: SignerId, roster: &Roster) -> Result<(), Ge
     let group = share.group();
     for (same, what) in [
         (share.signer() == me, "it belongs to another operator"),
-        (group.threshold() == roster.threshold, "the threshold differs"),
-        (group.signers().collect::<BTreeSet<_>>() == roster.signers(), "the operators differ"),
+        (
+            group.threshold() == roster.threshold,
+            "the threshold differs",
+        ),
+        (
+            group.signers().collect::<BTreeSet<_>>() == roster.signers(),
+            "the operators differ",
+        ),
     ] {
         if !same {
             return Err(GenerateError::OtherRoster(what));
@@ -219,8 +274,16 @@ mod tests {
         share: Option<KeyShare>,
     }
 
-    fn open(folder: &std::path::Path, identity: &Arc<Identity>, has_certificate: bool) -> (Generation, Option<KeyShare>) {
-        let keys = KeyFiles::new(folder.to_owned(), Zeroizing::new("correct horse".to_owned()), Cost::Fast);
+    fn open(
+        folder: &std::path::Path,
+        identity: &Arc<Identity>,
+        has_certificate: bool,
+    ) -> (Generation, Option<KeyShare>) {
+        let keys = KeyFiles::new(
+            folder.to_owned(),
+            Zeroizing::new("correct horse".to_owned()),
+            Cost::Fast,
+        );
         Generation::open(
             Arc::new(keys),
             testing::roster(),
@@ -237,7 +300,12 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 let identity = Arc::new(testing::identity(index));
                 let (generation, share) = open(folder.path(), &identity, false);
-                Node { folder, identity, generation, share }
+                Node {
+                    folder,
+                    identity,
+                    generation,
+                    share,
+                }
             })
             .collect()
     }
@@ -247,8 +315,13 @@ mod tests {
         for asking in 0..nodes.len() {
             for wanted in nodes[asking].generation.wanted() {
                 let own = nodes[asking].identity.public();
-                let Some(peer) = nodes.iter().find(|node| node.identity.public() == wanted) else { continue };
-                let answer = peer.generation.answer(&own, &peer.generation.context()).unwrap();
+                let Some(peer) = nodes.iter().find(|node| node.identity.public() == wanted) else {
+                    continue;
+                };
+                let answer = peer
+                    .generation
+                    .answer(&own, &peer.generation.context())
+                    .unwrap();
                 let share = nodes[asking].generation.take(&wanted, &answer).unwrap();
                 if share.is_some() {
                     nodes[asking].share = share;
@@ -269,8 +342,10 @@ mod tests {
         for _ in 0..6 {
             round(&mut nodes);
         }
-        let keys: BTreeSet<_> =
-            nodes.iter().map(|node| node.share.as_ref().unwrap().group().group_key()).collect();
+        let keys: BTreeSet<_> = nodes
+            .iter()
+            .map(|node| node.share.as_ref().unwrap().group().group_key())
+            .collect();
         assert_eq!(keys.len(), 1);
     }
 
@@ -291,12 +366,41 @@ mod tests {
         }
         let other = nodes[1].identity.public();
         let context = nodes[0].generation.context();
-        assert_eq!(nodes[0].generation.answer(&other, &context).unwrap().len(), 4);
+        assert_eq!(
+            nodes[0].generation.answer(&other, &context).unwrap().len(),
+            4
+        );
 
         nodes[0].generation.finish().unwrap();
-        assert!(nodes[0].generation.answer(&other, &context).unwrap().is_empty());
+        assert!(
+            nodes[0]
+                .generation
+                .answer(&other, &context)
+                .unwrap()
+                .is_empty()
+        );
         let (generation, share) = open(nodes[0].folder.path(), &nodes[0].identity, true);
         assert!(share.is_some() && generation.progress().is_none());
+    }
+
+    #[test]
+    fn a_lost_share_is_an_error_and_no_reason_for_a_new_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = KeyFiles::new(
+            folder.path().to_owned(),
+            Zeroizing::new("correct horse".to_owned()),
+            Cost::Fast,
+        );
+        let identity = Arc::new(testing::identity(0));
+        let opened = Generation::open(
+            Arc::new(keys),
+            testing::roster(),
+            testing::parameters(),
+            identity,
+            true,
+        );
+        assert!(matches!(opened, Err(GenerateError::ShareLost)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -304,16 +408,28 @@ mod tests {
         let nodes = nodes();
         let generation = &nodes[0].generation;
         let stranger = Identity::from_secret(&[99; 32]).public();
-        assert_eq!(generation.answer(&stranger, &generation.context()).unwrap_err().rule, Rule::S12);
+        assert_eq!(
+            generation
+                .answer(&stranger, &generation.context())
+                .unwrap_err()
+                .rule,
+            Rule::S12
+        );
         let operator = nodes[1].identity.public();
-        assert_eq!(generation.answer(&operator, &[0; 32]).unwrap_err().rule, Rule::S12);
+        assert_eq!(
+            generation.answer(&operator, &[0; 32]).unwrap_err().rule,
+            Rule::S12
+        );
     }
 
     #[test]
     fn a_message_that_another_has_signed_changes_nothing() {
         let mut nodes = nodes();
         let (first, own) = (nodes[1].identity.public(), nodes[0].identity.public());
-        let answer = nodes[1].generation.answer(&own, &nodes[1].generation.context()).unwrap();
+        let answer = nodes[1]
+            .generation
+            .answer(&own, &nodes[1].generation.context())
+            .unwrap();
         let other = nodes[2].identity.public();
         nodes[0].generation.take(&other, &answer).unwrap();
         assert_eq!(nodes[0].generation.wanted().len(), 2);

@@ -66,7 +66,9 @@ pub fn hold(
         return Err(refuse("the batch is of another vault"));
     }
     if sequence <= head.0 || sequence > head.0.saturating_add(MAX_AHEAD) {
-        return Err(refuse(format!("batch {sequence} is not one of the next after {head}")));
+        return Err(refuse(format!(
+            "batch {sequence} is not one of the next after {head}"
+        )));
     }
     if Body::hash_encoded(&body) != candidate.body {
         return Err(refuse("the body is not the candidate's"));
@@ -79,15 +81,28 @@ pub fn hold(
     if there.iter().any(|held| held.candidate == candidate) {
         return Ok(());
     }
-    if there.iter().any(|held| held.candidate.txid == candidate.txid) {
+    if there
+        .iter()
+        .any(|held| held.candidate.txid == candidate.txid)
+    {
         // Who came first stays; the chain will tell who was right, and the right one can be asked for.
         return Err(refuse("another batch with this transaction id is held"));
     }
     if there.iter().filter(|held| held.from == from).count() >= MAX_PER_PEER {
-        return Err(refuse(format!("{MAX_PER_PEER} batches of this peer are held for this sequence number")));
+        return Err(refuse(format!(
+            "{MAX_PER_PEER} batches of this peer are held for this sequence number"
+        )));
     }
     let mut changes = Changes::new();
-    changes.put(&HELD, &(sequence, candidate.txid), &Held { candidate, body, from });
+    changes.put(
+        &HELD,
+        &(sequence, candidate.txid),
+        &Held {
+            candidate,
+            body,
+            from,
+        },
+    );
     store.commit(changes)?;
     Ok(())
 }
@@ -96,7 +111,11 @@ pub fn hold(
 ///
 /// # Errors
 /// A damaged database.
-pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Option<Held>, ReadError> {
+pub fn find(
+    store: &Store,
+    sequence: SequenceNumber,
+    txid: &Txid,
+) -> Result<Option<Held>, ReadError> {
     store.get(&HELD, &(sequence.0, *txid))
 }
 
@@ -164,12 +183,26 @@ mod tests {
         let vault = testing::vault();
         let (candidate, body) = batch(1, 5);
         for _ in 0..2 {
-            hold(&store, vault, SequenceNumber(0), peer(1), candidate.clone(), body.clone()).unwrap();
+            hold(
+                &store,
+                vault,
+                SequenceNumber(0),
+                peer(1),
+                candidate.clone(),
+                body.clone(),
+            )
+            .unwrap();
         }
-        let held = find(&store, SequenceNumber(1), &candidate.txid).unwrap().unwrap();
+        let held = find(&store, SequenceNumber(1), &candidate.txid)
+            .unwrap()
+            .unwrap();
         assert_eq!((held.candidate, held.body), (candidate.clone(), body));
         drop_up_to(&store, SequenceNumber(1)).unwrap();
-        assert!(find(&store, SequenceNumber(1), &candidate.txid).unwrap().is_none());
+        assert!(
+            find(&store, SequenceNumber(1), &candidate.txid)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -188,7 +221,12 @@ mod tests {
         offer(2, 4, max).unwrap();
         offer(1, 5, 0).unwrap();
         for sequence in [0, 3, 6, u64::MAX] {
-            assert!(refusal(offer(2, sequence, 0)).reason.contains("not one of the next"), "{sequence}");
+            assert!(
+                refusal(offer(2, sequence, 0))
+                    .reason
+                    .contains("not one of the next"),
+                "{sequence}"
+            );
         }
     }
 
@@ -202,7 +240,8 @@ mod tests {
             hold(&store, vault, SequenceNumber(0), peer(1), candidate, body)
         };
         for change in [
-            &(|_: &mut Candidate, body: &mut Vec<u8>| body.push(0)) as &dyn Fn(&mut Candidate, &mut Vec<u8>),
+            &(|_: &mut Candidate, body: &mut Vec<u8>| body.push(0))
+                as &dyn Fn(&mut Candidate, &mut Vec<u8>),
             &|candidate, body| {
                 *body = vec![9; 10];
                 candidate.body = Body::hash_encoded(body);

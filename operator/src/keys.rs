@@ -74,7 +74,11 @@ pub struct KeyFiles {
 impl KeyFiles {
     /// Key files in `folder`, which exists.
     pub fn new(folder: PathBuf, passphrase: Zeroizing<String>, cost: Cost) -> Self {
-        Self { folder, passphrase, cost }
+        Self {
+            folder,
+            passphrase,
+            cost,
+        }
     }
 
     /// The key share; `None` before key generation has finished.
@@ -83,7 +87,9 @@ impl KeyFiles {
     /// [`KeyFileError`].
     pub fn load_share(&self) -> Result<Option<KeyShare>, KeyFileError> {
         let path = self.folder.join(SHARE_FILE);
-        let Some(secret) = self.open(&path, SHARE_PURPOSE)? else { return Ok(None) };
+        let Some(secret) = self.open(&path, SHARE_PURPOSE)? else {
+            return Ok(None);
+        };
         let share = KeyShare::from_secret_bytes(&secret)
             .map_err(|source| KeyFileError::Share { path, source })?;
         Ok(Some(share))
@@ -97,7 +103,10 @@ impl KeyFiles {
         let path = self.folder.join(SHARE_FILE);
         let secret = share
             .to_secret_bytes()
-            .map_err(|source| KeyFileError::Share { path: path.clone(), source })?;
+            .map_err(|source| KeyFileError::Share {
+                path: path.clone(),
+                source,
+            })?;
         self.write(&path, &secret, SHARE_PURPOSE)
     }
 
@@ -107,10 +116,14 @@ impl KeyFiles {
     /// [`KeyFileError::OtherCeremony`] if there is one of another ceremony.
     pub fn load_seed(&self, ceremony: &CeremonyId) -> Result<Option<Seed>, KeyFileError> {
         let path = self.folder.join(SEED_FILE);
-        let Some(secret) = self.open(&path, SEED_PURPOSE)? else { return Ok(None) };
-        let (Some(made_for), Some(seed), 64) =
-            (secret.first_chunk::<32>(), secret.last_chunk::<32>(), secret.len())
-        else {
+        let Some(secret) = self.open(&path, SEED_PURPOSE)? else {
+            return Ok(None);
+        };
+        let (Some(made_for), Some(seed), 64) = (
+            secret.first_chunk::<32>(),
+            secret.last_chunk::<32>(),
+            secret.len(),
+        ) else {
             return Err(KeyFileError::Seed(path));
         };
         if *made_for != ceremony.0 {
@@ -138,45 +151,68 @@ impl KeyFiles {
     pub fn delete_seed(&self) -> Result<(), KeyFileError> {
         let path = self.folder.join(SEED_FILE);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(KeyFileError::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(KeyFileError::Io { path, source })
+            }
             _ => Ok(()),
         }
     }
 
     fn open(&self, path: &Path, purpose: &str) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
-        let io = |source| KeyFileError::Io { path: path.to_owned(), source };
+        let io = |source| KeyFileError::Io {
+            path: path.to_owned(),
+            source,
+        };
         match fs::metadata(path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(io(source)),
             Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
-                return Err(KeyFileError::Sealed { path: path.to_owned(), source: SealError::TooLong });
+                return Err(KeyFileError::Sealed {
+                    path: path.to_owned(),
+                    source: SealError::TooLong,
+                });
             }
             Ok(_) => files::check_private(path)?,
         }
         let file = fs::read(path).map_err(io)?;
         seal::open(&file, &self.passphrase, purpose)
             .map(Some)
-            .map_err(|source| KeyFileError::Sealed { path: path.to_owned(), source })
+            .map_err(|source| KeyFileError::Sealed {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// A new file beside the old one, synced, then renamed over it, and the folder synced: after a crash
     /// there is the old file or the new one.
     fn write(&self, path: &Path, secret: &[u8], purpose: &str) -> Result<(), KeyFileError> {
-        let sealed = seal::seal_at(self.cost, secret, &self.passphrase, purpose)
-            .map_err(|source| KeyFileError::Sealed { path: path.to_owned(), source })?;
+        let sealed =
+            seal::seal_at(self.cost, secret, &self.passphrase, purpose).map_err(|source| {
+                KeyFileError::Sealed {
+                    path: path.to_owned(),
+                    source,
+                }
+            })?;
         let fresh = path.with_extension("new");
         let write = || {
             match fs::remove_file(&fresh) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&fresh)?;
             file.write_all(&sealed)?;
             file.sync_all()?;
             fs::rename(&fresh, path)?;
             fs::File::open(&self.folder)?.sync_all()
         };
-        write().map_err(|source| KeyFileError::Io { path: path.to_owned(), source })
+        write().map_err(|source| KeyFileError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -188,18 +224,36 @@ mod tests {
     use crate::testing;
 
     fn files(folder: &Path, passphrase: &str) -> KeyFiles {
-        KeyFiles::new(folder.to_owned(), Zeroizing::new(passphrase.to_owned()), Cost::Fast)
+        KeyFiles::new(
+            folder.to_owned(),
+            Zeroizing::new(passphrase.to_owned()),
+            Cost::Fast,
+        )
     }
 
     #[test]
     fn a_share_survives_its_file_and_opens_with_its_passphrase_only() {
         let dir = tempfile::tempdir().unwrap();
         let share = testing::share(0);
-        files(dir.path(), "correct horse").save_share(share).unwrap();
-        let read = files(dir.path(), "correct horse").load_share().unwrap().unwrap();
-        assert_eq!(read.to_secret_bytes().unwrap(), share.to_secret_bytes().unwrap());
+        files(dir.path(), "correct horse")
+            .save_share(share)
+            .unwrap();
+        let read = files(dir.path(), "correct horse")
+            .load_share()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            read.to_secret_bytes().unwrap(),
+            share.to_secret_bytes().unwrap()
+        );
         let error = files(dir.path(), "wrong horse").load_share().unwrap_err();
-        assert!(matches!(&error, KeyFileError::Sealed { source: SealError::WrongPassphrase, .. }));
+        assert!(matches!(
+            &error,
+            KeyFileError::Sealed {
+                source: SealError::WrongPassphrase,
+                ..
+            }
+        ));
         assert!(error.to_string().contains("wrong passphrase"), "{error}");
     }
 
@@ -214,7 +268,13 @@ mod tests {
             fs::write(&path, &whole[..length]).unwrap();
             let error = keys.load_share().unwrap_err();
             assert!(
-                matches!(&error, KeyFileError::Sealed { source: SealError::Truncated, .. }),
+                matches!(
+                    &error,
+                    KeyFileError::Sealed {
+                        source: SealError::Truncated,
+                        ..
+                    }
+                ),
                 "{length}: {error}"
             );
         }
@@ -226,10 +286,16 @@ mod tests {
         let keys = files(dir.path(), "correct horse");
         keys.save_share(testing::share(0)).unwrap();
         let path = dir.path().join(SHARE_FILE);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let error = keys.load_share().unwrap_err();
-        assert!(matches!(error, KeyFileError::Permissions(FileError::Permissions { mode: 0o640, .. })));
+        assert!(matches!(
+            error,
+            KeyFileError::Permissions(FileError::Permissions { mode: 0o640, .. })
+        ));
     }
 
     #[test]
@@ -240,8 +306,14 @@ mod tests {
         assert!(keys.load_seed(&this).unwrap().is_none());
         let seed = Seed::random(&mut rand::rngs::OsRng);
         keys.save_seed(&this, &seed).unwrap();
-        assert_eq!(keys.load_seed(&this).unwrap().unwrap().secret_bytes(), seed.secret_bytes());
-        assert!(matches!(keys.load_seed(&other), Err(KeyFileError::OtherCeremony(_))));
+        assert_eq!(
+            keys.load_seed(&this).unwrap().unwrap().secret_bytes(),
+            seed.secret_bytes()
+        );
+        assert!(matches!(
+            keys.load_seed(&other),
+            Err(KeyFileError::OtherCeremony(_))
+        ));
         keys.delete_seed().unwrap();
         keys.delete_seed().unwrap();
         assert!(keys.load_seed(&other).unwrap().is_none());
@@ -251,9 +323,16 @@ mod tests {
     fn a_seed_file_is_no_share_file() {
         let dir = tempfile::tempdir().unwrap();
         let keys = files(dir.path(), "correct horse");
-        keys.save_seed(&CeremonyId([1; 32]), &Seed::random(&mut rand::rngs::OsRng)).unwrap();
+        keys.save_seed(&CeremonyId([1; 32]), &Seed::random(&mut rand::rngs::OsRng))
+            .unwrap();
         fs::rename(dir.path().join(SEED_FILE), dir.path().join(SHARE_FILE)).unwrap();
         let error = keys.load_share().unwrap_err();
-        assert!(matches!(error, KeyFileError::Sealed { source: SealError::Purpose { .. }, .. }));
+        assert!(matches!(
+            error,
+            KeyFileError::Sealed {
+                source: SealError::Purpose { .. },
+                ..
+            }
+        ));
     }
 }

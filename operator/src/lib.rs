@@ -9,7 +9,10 @@
 //!                '- chain steps --> node::history (treasury's chain, ledger)
 //! generate: key generation, once                  status: what it is doing, for people and monitors
 //! ```
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
 
 pub mod body;
 pub mod books;

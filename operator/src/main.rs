@@ -77,14 +77,21 @@ fn init(folder: &Path, json: bool) -> anyhow::Result<()> {
     let identity = node::files::create_identity(&folder.join("identity"))?;
     std::fs::write(&file, settings::template())
         .with_context(|| format!("can't write {}", file.display()))?;
-    print_identity(&identity.public().to_string(), &["/ip4/YOUR.ADDRESS/tcp/9000".to_owned()], json);
+    print_identity(
+        &identity.public().to_string(),
+        &["/ip4/YOUR.ADDRESS/tcp/9000".to_owned()],
+        json,
+    );
     Ok(())
 }
 
 #[allow(clippy::print_stdout, reason = "this is what the command is for")]
 fn print_identity(key: &str, addresses: &[String], json: bool) {
     if json {
-        println!("{}", serde_json::json!({ "key": key, "addresses": addresses }));
+        println!(
+            "{}",
+            serde_json::json!({ "key": key, "addresses": addresses })
+        );
     } else {
         println!("# For the vault's roster:");
         println!("[[operators]]\nname = \"\"\nkey = \"{key}\"\naddresses = {addresses:?}");
@@ -93,9 +100,14 @@ fn print_identity(key: &str, addresses: &[String], json: bool) {
 
 fn start(path: &Path) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let settings = Settings::load(path)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async { Ok(run::run(settings, shutdown()?).await?) })
 }
 

@@ -46,7 +46,10 @@ impl Reply {
 
 /// The name under which all nodes of this roster and these parameters meet.
 pub fn network_name(roster: &Roster, parameters: &Parameters) -> String {
-    hex::encode(hash::tagged("drawbridge/network", &[&roster.hash(), &parameters.hash()]))
+    hex::encode(hash::tagged(
+        "drawbridge/network",
+        &[&roster.hash(), &parameters.hash()],
+    ))
 }
 
 /// Listens, and calls everyone in the roster. Nobody else may connect.
@@ -64,7 +67,10 @@ pub async fn start(
     let settings = p2p::Settings {
         listen: listen.to_vec(),
         peers: others
-            .map(|member| PeerAddress { key: member.key, addresses: member.addresses.clone() })
+            .map(|member| PeerAddress {
+                key: member.key,
+                addresses: member.addresses.clone(),
+            })
             .collect(),
         network: network_name(&roster, parameters),
     };
@@ -122,7 +128,10 @@ impl Peers {
 
     /// The operators who are connected.
     pub fn operators(&self) -> BTreeSet<PeerKey> {
-        self.connected().into_iter().filter(|peer| self.roster.is_operator(peer)).collect()
+        self.connected()
+            .into_iter()
+            .filter(|peer| self.roster.is_operator(peer))
+            .collect()
     }
 
     /// Closes all connections.

@@ -80,6 +80,43 @@ pub fn save_alarm(store: &Store, reason: &str) -> Result<(), CommitError> {
 
 /// Ends the process at once, before anything else can leave it (S11).
 pub fn stop_on_failed_write(error: &CommitError) -> ! {
-    tracing::error!(error = error as &dyn std::error::Error, "a safety write failed; stopping (S11)");
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "a safety write failed; stopping (S11)"
+    );
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::{Amount, hashes::Hash as _};
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn promises_and_alarm_are_there_after_a_restart() {
+        let (_folder, store) = testing::store();
+        let (candidate, _) = testing::candidate_and_body();
+        let promise = Promise {
+            sequence: candidate.sequence,
+            parent: candidate.parent,
+            body: candidate.body,
+            fee: Amount::from_sat(7),
+            txid: bitcoin::Txid::all_zeros(),
+            height: 9,
+        };
+        let genesis = GenesisPromise {
+            outpoint: candidate.parent,
+            height: 101,
+        };
+        assert!(load(&store).unwrap().batch.is_none());
+        save_batch(&store, &promise).unwrap();
+        save_genesis(&store, &genesis).unwrap();
+        save_alarm(&store, "somebody took the money").unwrap();
+        let loaded = load(&store).unwrap();
+        assert_eq!(loaded.batch, Some(promise));
+        assert_eq!(loaded.genesis, Some(genesis));
+        assert_eq!(loaded.alarm.as_deref(), Some("somebody took the money"));
+    }
 }

@@ -41,7 +41,7 @@ use protocol::{
 use storage::{ColumnName, OpenError, ReadError, Schema, Store};
 use threshold::dkg;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task,
 };
 
@@ -184,6 +184,8 @@ struct Node {
     /// When verification of a session began.
     since: BTreeMap<SessionId, Instant>,
     early: VecDeque<(PeerKey, Subject)>,
+    /// Verifications at a time: a coordinator that floods proposals gets refusals.
+    verifiers: Arc<Semaphore>,
     asking_dkg: BTreeSet<PeerKey>,
     asking_missing: bool,
     ticks: u32,
@@ -245,16 +247,32 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     let verifying_key = load_verifying_key(&settings.verifying_key)?;
     let rpc = BitcoinRpc::new(&settings.bitcoind)?;
     let data = &settings.data_dir;
-    std::fs::create_dir_all(data).map_err(|source| RunError::Folder { path: data.clone(), source })?;
+    std::fs::create_dir_all(data).map_err(|source| RunError::Folder {
+        path: data.clone(),
+        source,
+    })?;
     let columns = columns();
     let network_name = peers::network_name(&roster, &parameters);
-    let schema = Schema { kind: "operator", network: &network_name, columns: &columns };
+    let schema = Schema {
+        kind: "operator",
+        network: &network_name,
+        columns: &columns,
+    };
     let store = Store::open(data.join("db"), &schema)?;
     let passphrase = settings.passphrase()?;
-    let keys = Arc::new(KeyFiles::new(data.clone(), passphrase, settings.sealing.into()));
+    let keys = Arc::new(KeyFiles::new(
+        data.clone(),
+        passphrase,
+        settings.sealing.into(),
+    ));
     let certificate = certificate::load(&store)?;
-    let (generation, share) =
-        Generation::open(keys, &roster, &parameters, identity.clone(), certificate.is_some())?;
+    let (generation, share) = Generation::open(
+        keys,
+        &roster,
+        &parameters,
+        identity.clone(),
+        certificate.is_some(),
+    )?;
     let promised = promises::load(&store)?;
     let mut state = State::default();
     state.replacement_delay = parameters.replacement_delay.into();
@@ -263,7 +281,8 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     state.alarm = promised.alarm;
 
     let (events, results) = mpsc::channel(MAX_EVENTS);
-    let (peers, inbox) = peers::start(&settings.listen, roster.clone(), &parameters, &identity).await?;
+    let (peers, inbox) =
+        peers::start(&settings.listen, roster.clone(), &parameters, &identity).await?;
     let status = watch::Sender::new(Status::default());
     if let Some(address) = settings.status_listen {
         status::serve(address, status.subscribe()).await?;
@@ -290,6 +309,7 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
         work: BTreeMap::new(),
         since: BTreeMap::new(),
         early: VecDeque::new(),
+        verifiers: Arc::new(Semaphore::new(signer::MAX_SESSIONS)),
         asking_dkg: BTreeSet::new(),
         asking_missing: false,
         ticks: 0,
@@ -307,8 +327,10 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
 }
 
 fn load_verifying_key(path: &std::path::Path) -> Result<VerifyingKey, RunError> {
-    VerifyingKey::load(path)
-        .map_err(|error| RunError::VerifyingKey { path: path.to_owned(), reason: error.to_string() })
+    VerifyingKey::load(path).map_err(|error| RunError::VerifyingKey {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 impl Node {
@@ -341,7 +363,9 @@ impl Node {
         if let Some(safe) = &self.safe
             && lock(safe).watch(Reading::now())
         {
-            tracing::warn!("the clock or the boot changed under this process; all nonces were dropped (S9)");
+            tracing::warn!(
+                "the clock or the boot changed under this process; all nonces were dropped (S9)"
+            );
         }
         self.step(signer::Input::Tick);
         self.ask_dkg();
@@ -387,14 +411,26 @@ impl Node {
         let node = self.node_status.borrow().clone();
         let progress = self.generation.progress().filter(|_| self.safe.is_none());
         let head = self.state.head;
-        let is_current = self.open.as_ref().is_some_and(|open| lock(&open.books).history.is_current());
+        let is_current = self
+            .open
+            .as_ref()
+            .is_some_and(|open| lock(&open.books).history.is_current());
         let behind = self.state.height < node.blocks;
         let (stage, not_ready) = if self.safe.is_none() {
-            ("key generation", Some("key generation is not finished".to_owned()))
+            (
+                "key generation",
+                Some("key generation is not finished".to_owned()),
+            )
         } else if self.open.is_none() {
-            ("genesis", Some("there is no genesis certificate yet".to_owned()))
+            (
+                "genesis",
+                Some("there is no genesis certificate yet".to_owned()),
+            )
         } else if !node.reachable {
-            ("syncing", Some("the own Bitcoin node does not answer".to_owned()))
+            (
+                "syncing",
+                Some("the own Bitcoin node does not answer".to_owned()),
+            )
         } else if behind || !is_current {
             ("syncing", Some("the history has not caught up".to_owned()))
         } else {
@@ -404,11 +440,18 @@ impl Node {
         let shown = Status {
             identity: self.identity.public().to_string(),
             stage,
-            not_ready: alarm.as_ref().map(|alarm| format!("signing has stopped: {alarm}")).or(not_ready),
+            not_ready: alarm
+                .as_ref()
+                .map(|alarm| format!("signing has stopped: {alarm}"))
+                .or(not_ready),
             alarm,
             key_generation: progress.map(|progress| self.show_progress(&progress)),
             group_key: self.key.as_ref().map(|key| key.group_key().to_string()),
-            vault_address: self.key.as_ref().and_then(|key| key.address()).map(|address| address.to_string()),
+            vault_address: self
+                .key
+                .as_ref()
+                .and_then(|key| key.address())
+                .map(|address| address.to_string()),
             vault: self.open.as_ref().map(|open| open.vault.id().to_string()),
             sequence: head.map(|head| head.commitment.sequence.0),
             treasury_sat: head.map(|head| head.value.to_sat()),
@@ -421,7 +464,9 @@ impl Node {
         metrics::gauge!("operator_ready").set(if shown.not_ready.is_none() { 1.0 } else { 0.0 });
         metrics::gauge!("operator_alarm").set(if shown.alarm.is_some() { 1.0 } else { 0.0 });
         metrics::gauge!("operator_height").set(f64::from(shown.height));
-        metrics::gauge!("operator_peers").set(f64::from(u32::try_from(shown.connected.len()).unwrap_or(u32::MAX)));
+        metrics::gauge!("operator_peers").set(f64::from(
+            u32::try_from(shown.connected.len()).unwrap_or(u32::MAX),
+        ));
         self.status.send_if_modified(|status| {
             let changed = *status != shown;
             *status = shown;
@@ -430,7 +475,10 @@ impl Node {
     }
 
     fn show_progress(&self, progress: &dkg::Progress) -> status::KeyGeneration {
-        let missing = progress.missing.iter().filter_map(|signer| self.roster.operator(*signer));
+        let missing = progress
+            .missing
+            .iter()
+            .filter_map(|signer| self.roster.operator(*signer));
         status::KeyGeneration {
             stage: format!("{:?}", progress.stage).to_lowercase(),
             missing: missing.map(|member| member.name.clone()).collect(),
@@ -439,7 +487,10 @@ impl Node {
     }
 
     fn names(&self, keys: &BTreeSet<PeerKey>) -> Vec<String> {
-        let members = self.roster.members().filter(|member| keys.contains(&member.key));
+        let members = self
+            .roster
+            .members()
+            .filter(|member| keys.contains(&member.key));
         members.map(|member| member.name.clone()).collect()
     }
 
@@ -471,4 +522,3 @@ fn fatal(error: HistoryError) -> RunError {
     }
     error.into()
 }
-

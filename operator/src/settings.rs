@@ -200,7 +200,10 @@ impl Settings {
         if self.listen.is_empty() {
             return Err(SettingsError::Listen);
         }
-        if let Some(address) = self.status_listen.filter(|address| !address.ip().is_loopback()) {
+        if let Some(address) = self
+            .status_listen
+            .filter(|address| !address.ip().is_loopback())
+        {
             return Err(SettingsError::StatusListen(address));
         }
         for (value, name) in [
@@ -236,10 +239,12 @@ impl Settings {
         let text = match &self.passphrase_file {
             Some(path) => {
                 files::check_private(path)?;
-                Zeroizing::new(
-                    std::fs::read_to_string(path)
-                        .map_err(|source| SettingsError::PassphraseFile { path: path.clone(), source })?,
-                )
+                Zeroizing::new(std::fs::read_to_string(path).map_err(|source| {
+                    SettingsError::PassphraseFile {
+                        path: path.clone(),
+                        source,
+                    }
+                })?)
             }
             None => match std::env::var(PASSPHRASE_VARIABLE) {
                 Ok(text) => Zeroizing::new(text),
@@ -261,7 +266,11 @@ impl Settings {
 pub fn template() -> String {
     let sections = format!(
         "{}\n\n# Caps on what batches may cost (S5).\n[caps]\n{}\n\n# The own Bitcoin node.\n[bitcoind]\n{}",
-        TEMPLATE.split("# Caps on what").next().unwrap_or_default().trim_end(),
+        TEMPLATE
+            .split("# Caps on what")
+            .next()
+            .unwrap_or_default()
+            .trim_end(),
         CAPS_TEMPLATE.trim_end(),
         BITCOIND_TEMPLATE,
     );
@@ -287,7 +296,10 @@ mod tests {
         let text = template();
         let value = toml::Value::try_from(&settings).unwrap();
         for field in value.as_table().unwrap().keys() {
-            assert!(text.contains(&format!("{field} =")) || text.contains(&format!("[{field}]")), "{field}");
+            assert!(
+                text.contains(&format!("{field} =")) || text.contains(&format!("[{field}]")),
+                "{field}"
+            );
         }
     }
 
@@ -295,18 +307,27 @@ mod tests {
     fn an_unknown_field_is_an_error_that_names_it() {
         for (from, to, name) in [
             ("data_dir =", "date_dir = 1\ndata_dir =", "date_dir"),
-            ("max_fee_sat =", "max_fees_sat = 1\nmax_fee_sat =", "max_fees_sat"),
+            (
+                "max_fee_sat =",
+                "max_fees_sat = 1\nmax_fee_sat =",
+                "max_fees_sat",
+            ),
             ("url =", "uri = \"\"\nurl =", "uri"),
         ] {
             let error = load(&template().replacen(from, to, 1)).unwrap_err();
-            let SettingsError::File(source) = error else { panic!("{error}") };
+            let SettingsError::File(source) = error else {
+                panic!("{error}")
+            };
             assert!(source.to_string().contains(name), "{source}");
         }
     }
 
     #[test]
     fn settings_that_open_the_node_to_the_world_are_refused() {
-        let open = template().replace("# status_listen = \"127.0.0.1:9100\"", "status_listen = \"0.0.0.0:9100\"");
+        let open = template().replace(
+            "# status_listen = \"127.0.0.1:9100\"",
+            "status_listen = \"0.0.0.0:9100\"",
+        );
         assert!(matches!(load(&open), Err(SettingsError::StatusListen(_))));
         let deaf = template().replace("listen = [\"/ip4/0.0.0.0/tcp/9000\"]", "listen = []");
         assert!(matches!(load(&deaf), Err(SettingsError::Listen)));
@@ -314,9 +335,13 @@ mod tests {
 
     #[test]
     fn cheap_sealing_is_for_regtest() {
-        let settings = load(&template().replace("# sealing = \"standard\"", "sealing = \"fast\"")).unwrap();
+        let settings =
+            load(&template().replace("# sealing = \"standard\"", "sealing = \"fast\"")).unwrap();
         assert!(settings.check_network(Network::Regtest).is_ok());
-        assert!(matches!(settings.check_network(Network::Bitcoin), Err(SettingsError::Sealing(_))));
+        assert!(matches!(
+            settings.check_network(Network::Bitcoin),
+            Err(SettingsError::Sealing(_))
+        ));
     }
 
     #[test]
@@ -324,16 +349,28 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("passphrase");
-        let text = template().replace("# passphrase_file = \"passphrase\"", "passphrase_file = \"passphrase\"");
+        let text = template().replace(
+            "# passphrase_file = \"passphrase\"",
+            "passphrase_file = \"passphrase\"",
+        );
         let path = dir.path().join(FILE_NAME);
         std::fs::write(&path, text).unwrap();
         let settings = Settings::load(&path).unwrap();
         std::fs::write(&file, "correct horse battery\n").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(settings.passphrase(), Err(SettingsError::File(FileError::Permissions { .. }))));
+        assert!(matches!(
+            settings.passphrase(),
+            Err(SettingsError::File(FileError::Permissions { .. }))
+        ));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(settings.passphrase().unwrap().as_str(), "correct horse battery");
+        assert_eq!(
+            settings.passphrase().unwrap().as_str(),
+            "correct horse battery"
+        );
         std::fs::write(&file, "short\n").unwrap();
-        assert!(matches!(settings.passphrase(), Err(SettingsError::ShortPassphrase)));
+        assert!(matches!(
+            settings.passphrase(),
+            Err(SettingsError::ShortPassphrase)
+        ));
     }
 }

@@ -80,10 +80,16 @@ struct Pages {
 ///
 /// # Errors
 /// [`StatusError`].
-pub async fn serve(address: SocketAddr, status: watch::Receiver<Status>) -> Result<(), StatusError> {
-    let metrics = PrometheusBuilder::new().install_recorder().map_err(StatusError::Metrics)?;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| StatusError::Listen { address, source })?;
+pub async fn serve(
+    address: SocketAddr,
+    status: watch::Receiver<Status>,
+) -> Result<(), StatusError> {
+    let metrics = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(StatusError::Metrics)?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| StatusError::Listen { address, source })?;
     let router = router(Pages { status, metrics });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -97,7 +103,10 @@ fn router(pages: Pages) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(|State(pages): State<Pages>| async move { pages.metrics.render() }))
+        .route(
+            "/metrics",
+            get(|State(pages): State<Pages>| async move { pages.metrics.render() }),
+        )
         .route(
             "/v1/status",
             get(|State(pages): State<Pages>| async move { Json(pages.status.borrow().clone()) }),

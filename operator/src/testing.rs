@@ -2,17 +2,20 @@
 
 use std::{
     collections::BTreeMap,
+    str::FromStr as _,
     sync::{Arc, OnceLock},
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash as _};
+use bitcoin::{Amount, Network, OutPoint, Transaction, Txid, XOnlyPublicKey, hashes::Hash as _};
 use chain::rpc::UnspentOutput;
-use ledger::SequenceNumber;
+use ledger::{AccountSecret, Ledger, Operation, SequenceNumber};
 use protocol::{
     batch::{Body, Candidate},
+    deposit::{DepositTerms, NUMS},
     identity::Identity,
     parameters::Parameters,
     roster::{Member, Roster},
+    transaction::{BatchPlan, BatchTransaction, Commitment, Swept, Treasury},
     vault::{Genesis, GenesisCertificate, Vault, VaultKey},
 };
 use rand::rngs::OsRng;
@@ -49,7 +52,9 @@ pub fn roster() -> &'static Roster {
         };
         Roster {
             threshold: 2,
-            operators: (0..3).map(|index| member(&format!("operator {index}"), identity(index))).collect(),
+            operators: (0..3)
+                .map(|index| member(&format!("operator {index}"), identity(index)))
+                .collect(),
             coordinators: vec![member("coordinator", Identity::from_secret(&[77; 32]))],
         }
     })
@@ -76,7 +81,9 @@ fn shares() -> &'static [KeyShare] {
                 Machine::new(ceremony, &Seed::random(&mut OsRng)).unwrap()
             })
             .collect();
-        let ids: Vec<_> = (0..3).map(|index| roster.signer(&identity(index).public()).unwrap()).collect();
+        let ids: Vec<_> = (0..3)
+            .map(|index| roster.signer(&identity(index).public()).unwrap())
+            .collect();
         for _ in 0..4 {
             for from in 0..3 {
                 for to in 0..3 {
@@ -86,7 +93,10 @@ fn shares() -> &'static [KeyShare] {
                 }
             }
         }
-        machines.iter().map(|machine| copy(machine.finished().unwrap())).collect()
+        machines
+            .iter()
+            .map(|machine| copy(machine.finished().unwrap()))
+            .collect()
     })
 }
 
@@ -104,7 +114,14 @@ pub fn own_share(index: usize) -> KeyShare {
 
 pub fn vault_key() -> &'static VaultKey {
     static KEY: OnceLock<VaultKey> = OnceLock::new();
-    KEY.get_or_init(|| VaultKey::new(share(0).group().clone(), parameters().clone(), roster().clone()).unwrap())
+    KEY.get_or_init(|| {
+        VaultKey::new(
+            share(0).group().clone(),
+            parameters().clone(),
+            roster().clone(),
+        )
+        .unwrap()
+    })
 }
 
 pub fn genesis() -> Genesis {
@@ -127,7 +144,12 @@ pub fn genesis_output() -> (UnspentOutput, u32) {
 
 pub fn verified_genesis() -> Verified {
     let (output, tip) = genesis_output();
-    let verified = genesis::check(vault_key(), VERIFYING_KEY_HASH, &genesis(), Some((&output, tip)));
+    let verified = genesis::check(
+        vault_key(),
+        VERIFYING_KEY_HASH,
+        &genesis(),
+        Some((&output, tip)),
+    );
     Verified::Genesis(verified.unwrap())
 }
 
@@ -135,21 +157,30 @@ pub fn vault() -> &'static Arc<Vault> {
     static VAULT: OnceLock<Arc<Vault>> = OnceLock::new();
     VAULT.get_or_init(|| {
         let genesis = genesis();
-        let messages = vec![Message { digest: genesis.digest(), tweak: Tweak::Untweaked }];
+        let messages = vec![Message {
+            digest: genesis.digest(),
+            tweak: Tweak::Untweaked,
+        }];
         let (mut nonces, mut commitments) = (Vec::new(), BTreeMap::new());
         for share in shares() {
             let (secret, public) = sign::commit(share, 1, &mut OsRng).unwrap();
             nonces.push(secret);
             commitments.insert(share.signer(), public);
         }
-        let package = Package { messages, commitments };
+        let package = Package {
+            messages,
+            commitments,
+        };
         let shares: BTreeMap<_, _> = shares()
             .iter()
             .zip(nonces)
             .map(|(share, nonces)| (share.signer(), sign::sign(share, nonces, &package).unwrap()))
             .collect();
         let signatures = sign::aggregate(share(0).group(), &package, &shares).unwrap();
-        let certificate = GenesisCertificate { genesis, signature: signatures[0] };
+        let certificate = GenesisCertificate {
+            genesis,
+            signature: signatures[0],
+        };
         Arc::new(Vault::open(vault_key().clone(), certificate, VERIFYING_KEY_HASH).unwrap())
     })
 }
@@ -177,11 +208,92 @@ pub fn candidate_and_body() -> (Candidate, Body) {
     (candidate, body)
 }
 
+/// A first batch with one deposit and no proofs: what a history takes, and no verifier.
+pub fn confirmed_batch(credited: u64) -> (Candidate, Body, Transaction) {
+    let vault = vault();
+    let account = AccountSecret::generate(&mut OsRng).public();
+    let refund = XOnlyPublicKey::from_str(NUMS).unwrap();
+    let terms = DepositTerms::offered(vault.id(), parameters(), account, refund);
+    let outpoint = OutPoint::new(Txid::from_byte_array([0xbb; 32]), 0);
+    let amount = Amount::from_sat(credited);
+    let mut ledger = Ledger::new();
+    let genesis = vault.genesis_output();
+    let treasury = Treasury {
+        outpoint: genesis.outpoint,
+        value: genesis.amount,
+        commitment: Commitment {
+            sequence: SequenceNumber(0),
+            supply: Amount::ZERO,
+            digest: ledger.digest().to_bytes(),
+        },
+    };
+    let operations = vec![Operation::Deposit {
+        account,
+        amount,
+        outpoint,
+    }];
+    let transition = ledger
+        .apply_batch(&operations, &vault.id(), SequenceNumber(1))
+        .unwrap();
+    let body = Body {
+        vault: vault.id(),
+        sequence: SequenceNumber(1),
+        operations,
+        terms: vec![terms.clone()],
+        digests: transition
+            .digests()
+            .iter()
+            .map(|digest| digest.to_bytes())
+            .collect(),
+        proofs: vec![vec![0; 128]],
+    };
+    let address = terms.address(&vault.group_key()).unwrap();
+    let fee = Amount::from_sat(2_000);
+    let plan = BatchPlan {
+        treasury: &treasury,
+        deposits: &[Swept {
+            outpoint,
+            value: amount + parameters().deposit_fee,
+            address,
+        }],
+        top_ups: &[],
+        withdrawals: &[],
+        next: Commitment {
+            sequence: SequenceNumber(1),
+            supply: transition.after.supply,
+            digest: transition.digest_after().to_bytes(),
+        },
+        fee,
+    };
+    let transaction = BatchTransaction::build(vault.key(), &plan)
+        .unwrap()
+        .unsigned;
+    let candidate = Candidate {
+        vault: vault.id(),
+        sequence: SequenceNumber(1),
+        parent: treasury.outpoint,
+        body: body.hash(),
+        top_ups: Vec::new(),
+        fee,
+        txid: transaction.compute_txid(),
+    };
+    (candidate, body, transaction)
+}
+
 /// An empty operator's database. It goes away with the folder.
 pub fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let columns = [node::history::TABLES.as_slice(), &promises::TABLES, &held::TABLES].concat();
-    let schema = Schema { kind: "operator", network: "test", columns: &columns };
+    let columns = [
+        node::history::TABLES.as_slice(),
+        &promises::TABLES,
+        &held::TABLES,
+    ]
+    .concat();
+    let schema = Schema {
+        kind: "operator",
+        network: "test",
+        columns: &columns,
+    };
     let store = Store::open(folder.path().join("db"), &schema).unwrap();
     (folder, store)
 }

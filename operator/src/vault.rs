@@ -53,8 +53,11 @@ impl Reading {
     /// Whether `later` can't be the same uninterrupted run.
     fn is_broken_by(&self, later: &Self) -> bool {
         let wall = i128::from(later.wall_ms).saturating_sub(i128::from(self.wall_ms));
-        let monotonic = i128::from(later.monotonic_ms).saturating_sub(i128::from(self.monotonic_ms));
-        self.boot != later.boot || monotonic < 0 || (wall - monotonic).unsigned_abs() > u128::from(MAX_JUMP_MS)
+        let monotonic =
+            i128::from(later.monotonic_ms).saturating_sub(i128::from(self.monotonic_ms));
+        self.boot != later.boot
+            || monotonic < 0
+            || (wall - monotonic).unsigned_abs() > u128::from(MAX_JUMP_MS)
     }
 }
 
@@ -87,7 +90,12 @@ pub struct KeySafe {
 impl KeySafe {
     /// A safe without nonces.
     pub fn new(share: KeyShare, now: Reading) -> Self {
-        Self { share, last: now, nonces: BTreeMap::new(), answers: BTreeMap::new() }
+        Self {
+            share,
+            last: now,
+            nonces: BTreeMap::new(),
+            answers: BTreeMap::new(),
+        }
     }
 
     /// What everybody may know of the key.
@@ -103,7 +111,8 @@ impl KeySafe {
             self.nonces.clear();
             self.answers.clear();
         }
-        self.nonces.retain(|_, held| now.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS);
+        self.nonces
+            .retain(|_, held| now.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS);
         self.last = now;
         interrupted
     }
@@ -120,7 +129,8 @@ impl KeySafe {
         verified: &Verified,
     ) -> Result<Commitments, Refusal> {
         self.watch(now);
-        let young = |held: &&Held| self.last.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS / 2;
+        let young =
+            |held: &&Held| self.last.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS / 2;
         if let Some(held) = self.nonces.get(&session).filter(young) {
             return Ok(held.commitments.clone());
         }
@@ -158,15 +168,19 @@ impl KeySafe {
         if commitments.len() < needed {
             return Err(Refusal::new(
                 Rule::S12,
-                format!("{} signers in the request, {needed} are needed", commitments.len()),
+                format!(
+                    "{} signers in the request, {needed} are needed",
+                    commitments.len()
+                ),
             ));
         }
-        let held = self
-            .nonces
-            .get(session)
-            .ok_or_else(|| refuse("the nonces of this session are used up or expired; propose it again".to_owned()))?;
+        let held = self.nonces.get(session).ok_or_else(|| {
+            refuse("the nonces of this session are used up or expired; propose it again".to_owned())
+        })?;
         let package = package(verified, commitments);
-        held.nonces.check(&self.share, &package).map_err(|error| refuse(error.to_string()))
+        held.nonces
+            .check(&self.share, &package)
+            .map_err(|error| refuse(error.to_string()))
     }
 
     /// Round 2: this operator's shares, and fresh commitments for a next attempt. The nonces are gone
@@ -190,8 +204,8 @@ impl KeySafe {
             return Err(refuse("the nonces of this session are gone".to_owned()));
         };
         let package = package(verified, &commitments);
-        let shares =
-            sign::sign(&self.share, held.nonces, &package).map_err(|error| refuse(error.to_string()))?;
+        let shares = sign::sign(&self.share, held.nonces, &package)
+            .map_err(|error| refuse(error.to_string()))?;
         let next = self.fresh(session, verified)?;
         let answer = Answered {
             attempt,
@@ -206,9 +220,14 @@ impl KeySafe {
     }
 
     fn fresh(&mut self, session: SessionId, verified: &Verified) -> Result<Commitments, Refusal> {
-        let (nonces, commitments) = sign::commit(&self.share, verified.messages().len(), &mut OsRng)
-            .map_err(|error| refuse(error.to_string()))?;
-        let held = Held { nonces, commitments: commitments.clone(), made_ms: self.last.monotonic_ms };
+        let (nonces, commitments) =
+            sign::commit(&self.share, verified.messages().len(), &mut OsRng)
+                .map_err(|error| refuse(error.to_string()))?;
+        let held = Held {
+            nonces,
+            commitments: commitments.clone(),
+            made_ms: self.last.monotonic_ms,
+        };
         self.nonces.insert(session, held);
         evict(&mut self.nonces, |held| held.made_ms);
         Ok(commitments)
@@ -216,13 +235,19 @@ impl KeySafe {
 }
 
 fn package(verified: &Verified, commitments: &BTreeMap<SignerId, Commitments>) -> Package {
-    Package { messages: verified.messages().to_vec(), commitments: commitments.clone() }
+    Package {
+        messages: verified.messages().to_vec(),
+        commitments: commitments.clone(),
+    }
 }
 
 /// Drops the oldest beyond [`MAX_HELD`].
 fn evict<T>(held: &mut BTreeMap<SessionId, T>, age: impl Fn(&T) -> u64) {
     while held.len() > MAX_HELD {
-        let oldest = held.iter().min_by_key(|(_, item)| age(item)).map(|(id, _)| *id);
+        let oldest = held
+            .iter()
+            .min_by_key(|(_, item)| age(item))
+            .map(|(id, _)| *id);
         match oldest {
             Some(id) => held.remove(&id),
             None => return,
@@ -240,7 +265,11 @@ mod tests {
     use crate::testing;
 
     fn at(ms: u64) -> Reading {
-        Reading { wall_ms: 1_000_000 + ms, monotonic_ms: ms, boot: Some("one".to_owned()) }
+        Reading {
+            wall_ms: 1_000_000 + ms,
+            monotonic_ms: ms,
+            boot: Some("one".to_owned()),
+        }
     }
 
     fn safe(index: usize) -> KeySafe {
@@ -250,10 +279,19 @@ mod tests {
     const SESSION: SessionId = SessionId([7; 32]);
 
     /// A round of commitments from all three safes.
-    fn round1(safes: &mut [KeySafe], verified: &Verified, ms: u64) -> BTreeMap<SignerId, Commitments> {
+    fn round1(
+        safes: &mut [KeySafe],
+        verified: &Verified,
+        ms: u64,
+    ) -> BTreeMap<SignerId, Commitments> {
         safes
             .iter_mut()
-            .map(|safe| (safe.share.signer(), safe.commit(at(ms), SESSION, verified).unwrap()))
+            .map(|safe| {
+                (
+                    safe.share.signer(),
+                    safe.commit(at(ms), SESSION, verified).unwrap(),
+                )
+            })
             .collect()
     }
 
@@ -269,14 +307,20 @@ mod tests {
         let shares: BTreeMap<_, _> = safes
             .iter_mut()
             .map(|safe| {
-                let (shares, _) = safe.sign(at(1), SESSION, 1, &verified, commitments.clone()).unwrap();
+                let (shares, _) = safe
+                    .sign(at(1), SESSION, 1, &verified, commitments.clone())
+                    .unwrap();
                 (safe.share.signer(), shares)
             })
             .collect();
         let package = package(&verified, &commitments);
         let signatures = sign::aggregate(safes[0].group(), &package, &shares).unwrap();
         let digest = verified.messages()[0].digest;
-        assert!(sign::verify(&safes[0].group().group_key().to_x_only(), &digest, &signatures[0]));
+        assert!(sign::verify(
+            &safes[0].group().group_key().to_x_only(),
+            &digest,
+            &signatures[0]
+        ));
     }
 
     #[test]
@@ -284,19 +328,31 @@ mod tests {
         let verified = testing::verified_genesis();
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
-        let first = safes[0].sign(at(1), SESSION, 1, &verified, commitments.clone()).unwrap();
-        let again = safes[0].sign(at(2), SESSION, 1, &verified, commitments.clone()).unwrap();
+        let first = safes[0]
+            .sign(at(1), SESSION, 1, &verified, commitments.clone())
+            .unwrap();
+        let again = safes[0]
+            .sign(at(2), SESSION, 1, &verified, commitments.clone())
+            .unwrap();
         assert_eq!(first, again);
         // Other commitments of another signer with the old nonces of this one: the attack on FROST.
         let mut changed = commitments.clone();
         let other = safes[1].share.signer();
         changed.insert(other, safes[1].fresh(SESSION, &verified).unwrap());
-        let refusal = safes[0].sign(at(4), SESSION, 1, &verified, changed.clone()).unwrap_err();
+        let refusal = safes[0]
+            .sign(at(4), SESSION, 1, &verified, changed.clone())
+            .unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
-        let refusal = safes[0].sign(at(4), SESSION, 2, &verified, changed).unwrap_err();
+        let refusal = safes[0]
+            .sign(at(4), SESSION, 2, &verified, changed)
+            .unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
         // The old request under a new number does not find its nonces either.
-        assert!(safes[0].sign(at(4), SESSION, 2, &verified, commitments).is_err());
+        assert!(
+            safes[0]
+                .sign(at(4), SESSION, 2, &verified, commitments)
+                .is_err()
+        );
     }
 
     #[test]
@@ -304,9 +360,13 @@ mod tests {
         let verified = testing::verified_genesis();
         let mut safes = all();
         let mut commitments = round1(&mut safes, &verified, 0);
-        let (first, next) = safes[0].sign(at(1), SESSION, 1, &verified, commitments.clone()).unwrap();
+        let (first, next) = safes[0]
+            .sign(at(1), SESSION, 1, &verified, commitments.clone())
+            .unwrap();
         commitments.insert(safes[0].share.signer(), next);
-        let (second, _) = safes[0].sign(at(2), SESSION, 2, &verified, commitments).unwrap();
+        let (second, _) = safes[0]
+            .sign(at(2), SESSION, 2, &verified, commitments)
+            .unwrap();
         assert_ne!(first, second);
     }
 
@@ -316,12 +376,19 @@ mod tests {
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
         assert_eq!(round1(&mut safes, &verified, 100), commitments);
-        let (_, next) = safes[0].sign(at(200), SESSION, 1, &verified, commitments.clone()).unwrap();
+        let (_, next) = safes[0]
+            .sign(at(200), SESSION, 1, &verified, commitments.clone())
+            .unwrap();
         let me = safes[0].share.signer();
         assert_ne!(commitments[&me], next);
         assert_eq!(safes[0].commit(at(300), SESSION, &verified).unwrap(), next);
         // Old ones are replaced before they can expire under a sign request.
-        assert_ne!(safes[0].commit(at(200 + NONCE_LIFE_MS / 2), SESSION, &verified).unwrap(), next);
+        assert_ne!(
+            safes[0]
+                .commit(at(200 + NONCE_LIFE_MS / 2), SESSION, &verified)
+                .unwrap(),
+            next
+        );
     }
 
     #[test]
@@ -330,9 +397,15 @@ mod tests {
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
         let late = at(NONCE_LIFE_MS);
-        let refusal = safes[0].sign(late, SESSION, 1, &verified, commitments.clone()).unwrap_err();
+        let refusal = safes[0]
+            .sign(late, SESSION, 1, &verified, commitments.clone())
+            .unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
-        assert!(safes[1].sign(at(NONCE_LIFE_MS - 1), SESSION, 1, &verified, commitments).is_ok());
+        assert!(
+            safes[1]
+                .sign(at(NONCE_LIFE_MS - 1), SESSION, 1, &verified, commitments)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -341,23 +414,46 @@ mod tests {
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
         let mut restarted = safe(0);
-        assert_eq!(restarted.sign(at(1), SESSION, 1, &verified, commitments).unwrap_err().rule, Rule::S9);
+        assert_eq!(
+            restarted
+                .sign(at(1), SESSION, 1, &verified, commitments)
+                .unwrap_err()
+                .rule,
+            Rule::S9
+        );
     }
 
     #[test]
     fn nonces_die_when_the_machine_is_not_what_it_was() {
         let verified = testing::verified_genesis();
-        let other_boot = Reading { boot: Some("two".to_owned()), ..at(10) };
-        let resumed = Reading { wall_ms: at(10).wall_ms + MAX_JUMP_MS + 1, ..at(10) };
-        let set_back = Reading { wall_ms: at(10).wall_ms - MAX_JUMP_MS - 11, ..at(10) };
+        let other_boot = Reading {
+            boot: Some("two".to_owned()),
+            ..at(10)
+        };
+        let resumed = Reading {
+            wall_ms: at(10).wall_ms + MAX_JUMP_MS + 1,
+            ..at(10)
+        };
+        let set_back = Reading {
+            wall_ms: at(10).wall_ms - MAX_JUMP_MS - 11,
+            ..at(10)
+        };
         for reading in [other_boot, resumed, set_back] {
             let mut safes = all();
             let commitments = round1(&mut safes, &verified, 5);
-            let refusal = safes[0].sign(reading.clone(), SESSION, 1, &verified, commitments.clone()).unwrap_err();
+            let refusal = safes[0]
+                .sign(reading.clone(), SESSION, 1, &verified, commitments.clone())
+                .unwrap_err();
             assert_eq!(refusal.rule, Rule::S9, "{reading:?}");
             // An answer from before is not given out either: the copy may have given another one.
-            safes[1].sign(at(6), SESSION, 1, &verified, commitments.clone()).unwrap();
-            assert!(safes[1].answered(reading, &SESSION, 1, &commitments).is_none());
+            safes[1]
+                .sign(at(6), SESSION, 1, &verified, commitments.clone())
+                .unwrap();
+            assert!(
+                safes[1]
+                    .answered(reading, &SESSION, 1, &commitments)
+                    .is_none()
+            );
         }
     }
 
@@ -368,10 +464,16 @@ mod tests {
         let commitments = round1(&mut safes, &verified, 0);
         let mut two: BTreeMap<_, _> = commitments.clone();
         two.pop_last();
-        let refusal = safes[0].sign(at(1), SESSION, 1, &verified, two).unwrap_err();
+        let refusal = safes[0]
+            .sign(at(1), SESSION, 1, &verified, two)
+            .unwrap_err();
         // A genesis certificate needs all n, whatever the threshold.
         assert_eq!(refusal.rule, Rule::S12);
-        assert!(safes[0].sign(at(2), SESSION, 1, &verified, commitments).is_ok());
+        assert!(
+            safes[0]
+                .sign(at(2), SESSION, 1, &verified, commitments)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -380,7 +482,8 @@ mod tests {
         let mut safe = safe(0);
         for n in 0..=MAX_HELD {
             let session = SessionId([u8::try_from(n).unwrap(); 32]);
-            safe.commit(at(u64::try_from(n).unwrap()), session, &verified).unwrap();
+            safe.commit(at(u64::try_from(n).unwrap()), session, &verified)
+                .unwrap();
         }
         assert_eq!(safe.nonces.len(), MAX_HELD);
         assert!(!safe.nonces.contains_key(&SessionId([0; 32])));

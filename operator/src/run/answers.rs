@@ -17,29 +17,47 @@ impl Node {
     pub(super) fn answer(&mut self, from: PeerKey, ask: Ask, reply: Reply) {
         let answer = match ask {
             Ask::Dkg { context } => self.generation.answer(&from, &context).map(Answer::Dkg),
-            Ask::Group => Ok(Answer::Group(self.key.as_ref().map(|key| key.group().clone()))),
+            Ask::Group => Ok(Answer::Group(
+                self.key.as_ref().map(|key| key.group().clone()),
+            )),
             Ask::Genesis => Ok(Answer::Genesis(self.certificate())),
-            Ask::Body(hash) => history::kept_body(&self.store, &hash).map(Answer::Body).map_err(own_database),
+            Ask::Body(hash) => history::kept_body(&self.store, &hash)
+                .map(Answer::Body)
+                .map_err(own_database),
             Ask::Batch(sequence) => self.batch(sequence).map(Answer::Batch),
             Ask::Keep { candidate, body } => return self.keep(from, candidate, body, reply),
-            Ask::Sign { session, attempt, commitments } => {
+            Ask::Sign {
+                session,
+                attempt,
+                commitments,
+            } => {
                 return self.sign(from, session, attempt, commitments, reply);
             }
-            Ask::Accept { .. } | Ask::Refuse { .. } => {
-                Err(Refusal::new(Rule::S12, "this node is an operator; it coordinates nothing"))
-            }
+            Ask::Accept { .. } | Ask::Refuse { .. } => Err(Refusal::new(
+                Rule::S12,
+                "this node is an operator; it coordinates nothing",
+            )),
         };
         reply.send(answer.unwrap_or_else(Answer::Refused));
     }
 
     fn certificate(&self) -> Option<GenesisCertificate> {
-        self.open.as_ref().map(|open| open.vault.certificate().clone())
+        self.open
+            .as_ref()
+            .map(|open| open.vault.certificate().clone())
     }
 
     /// The confirmed batch of that number: from the history, or as others had it kept here.
-    fn batch(&self, sequence: ledger::SequenceNumber) -> Result<Option<(Candidate, Vec<u8>)>, Refusal> {
-        let Some(open) = &self.open else { return Ok(None) };
-        let Some(batch) = lock(&open.books).history.confirmed(sequence).copied() else { return Ok(None) };
+    fn batch(
+        &self,
+        sequence: ledger::SequenceNumber,
+    ) -> Result<Option<(Candidate, Vec<u8>)>, Refusal> {
+        let Some(open) = &self.open else {
+            return Ok(None);
+        };
+        let Some(batch) = lock(&open.books).history.confirmed(sequence).copied() else {
+            return Ok(None);
+        };
         let kept = || -> Result<Option<(Candidate, Vec<u8>)>, ReadError> {
             if let Some(candidate) = history::kept_candidate(&self.store, &batch.txid)?
                 && let Some(body) = history::kept_body(&self.store, &candidate.body)?
@@ -55,24 +73,37 @@ impl Node {
     /// S8, the other side: keeps batch data for an operator. The disk is waited for beside the loop.
     fn keep(&self, from: PeerKey, candidate: Candidate, body: Vec<u8>, reply: Reply) {
         let (Some(open), Some(head)) = (&self.open, self.head_sequence()) else {
-            return reply.send(Answer::Refused(Refusal::new(Rule::S2, "no genesis is certified here")));
+            return reply.send(Answer::Refused(Refusal::new(
+                Rule::S2,
+                "no genesis is certified here",
+            )));
         };
         if !self.roster.is_operator(&from) {
-            return reply.send(Answer::Refused(Refusal::new(Rule::S12, "batch data is kept for operators")));
+            return reply.send(Answer::Refused(Refusal::new(
+                Rule::S12,
+                "batch data is kept for operators",
+            )));
         }
         let (store, vault) = (self.store.clone(), open.vault.clone());
         tokio::task::spawn_blocking(move || {
             let hash = candidate.body;
             // What was verified here is kept already.
-            if history::kept_candidate(&store, &candidate.txid).ok().flatten().as_ref() == Some(&candidate) {
+            if history::kept_candidate(&store, &candidate.txid)
+                .ok()
+                .flatten()
+                .as_ref()
+                == Some(&candidate)
+            {
                 return reply.send(Answer::Kept(hash));
             }
-            reply.send(match held::hold(&store, &vault, head, from, candidate, body) {
-                Ok(()) => Answer::Kept(hash),
-                Err(held::HoldError::Refused(refusal)) => Answer::Refused(refusal),
-                Err(held::HoldError::Read(error)) => Answer::Refused(own_database(error)),
-                Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),
-            });
+            reply.send(
+                match held::hold(&store, &vault, head, from, candidate, body) {
+                    Ok(()) => Answer::Kept(hash),
+                    Err(held::HoldError::Refused(refusal)) => Answer::Refused(refusal),
+                    Err(held::HoldError::Read(error)) => Answer::Refused(own_database(error)),
+                    Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),
+                },
+            );
         });
     }
 
@@ -83,16 +114,26 @@ impl Node {
     ) -> Result<(), RunError> {
         use protocol::message::Gossip;
         match gossip {
-            Gossip::Proposal { subject, .. } if self.roster.is_coordinator(&from) => self.proposed(from, subject),
-            Gossip::Proposal { .. } => tracing::warn!(%from, "a proposal from a node that is no coordinator"),
+            Gossip::Proposal { subject, .. } if self.roster.is_coordinator(&from) => {
+                self.proposed(from, subject)
+            }
+            Gossip::Proposal { .. } => {
+                tracing::warn!(%from, "a proposal from a node that is no coordinator")
+            }
             Gossip::Genesis(certificate) => self.learn_certificate(&certificate)?,
-            Gossip::Signed { candidate, transaction } => self.submit(&candidate, transaction),
+            Gossip::Signed {
+                candidate,
+                transaction,
+            } => self.submit(&candidate, transaction),
         }
         Ok(())
     }
 }
 
 fn own_database(error: ReadError) -> Refusal {
-    tracing::error!(error = &error as &dyn std::error::Error, "the own database can't be read");
+    tracing::error!(
+        error = &error as &dyn std::error::Error,
+        "the own database can't be read"
+    );
     Refusal::new(Rule::S11, "this operator's database can't be read")
 }

@@ -17,17 +17,20 @@ const MAX_ASKED: usize = 8;
 
 impl Node {
     pub(super) fn follow(&mut self, step: Step) -> Result<(), RunError> {
-        let Some(open) = self.open.clone() else { return Ok(()) };
+        let Some(open) = self.open.clone() else {
+            return Ok(());
+        };
         let moved = blocking(|| lock(&open.books).history.take(step)).map_err(fatal)?;
         for batch in &moved.connected {
             let treasury = &batch.treasury;
             tracing::info!(
+                stage = "confirm",
                 sequence = treasury.commitment.sequence.0,
                 txid = %batch.txid,
                 height = batch.height,
                 treasury_sat = treasury.value.to_sat(),
                 supply_sat = treasury.commitment.supply.to_sat(),
-                "stage=confirm batch confirmed"
+                "batch confirmed"
             );
             metrics::counter!("operator_batches_confirmed").increment(1);
         }
@@ -39,7 +42,9 @@ impl Node {
             );
         }
         if let Some(txid) = moved.unknown_spend {
-            self.raise_alarm(format!("the unknown transaction {txid} spends the treasury"));
+            self.raise_alarm(format!(
+                "the unknown transaction {txid} spends the treasury"
+            ));
         }
         self.chain_moved();
         self.ask_missing()?;
@@ -63,7 +68,9 @@ impl Node {
 
     /// Data of batches that are final, and in the history, need not be held for others.
     fn drop_held(&self) -> Result<(), RunError> {
-        let Some(open) = &self.open else { return Ok(()) };
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
         let last = {
             let books = lock(&open.books);
             if !books.history.is_current() {
@@ -72,7 +79,11 @@ impl Node {
             let depth = self.parameters.final_confirmations;
             let last_final = books.history.height().saturating_sub(depth);
             let mut last = books.history.head().commitment.sequence;
-            while books.history.confirmed(last).is_some_and(|batch| batch.height > last_final) {
+            while books
+                .history
+                .confirmed(last)
+                .is_some_and(|batch| batch.height > last_final)
+            {
                 last = SequenceNumber(last.0.saturating_sub(1));
             }
             last
@@ -88,22 +99,34 @@ impl Node {
     /// Fetches the first confirmed batch whose data is not here: from what others had this operator keep,
     /// else by asking them.
     pub(super) fn ask_missing(&mut self) -> Result<(), RunError> {
-        let Some(open) = self.open.clone().filter(|_| !self.asking_missing) else { return Ok(()) };
+        let Some(open) = self.open.clone().filter(|_| !self.asking_missing) else {
+            return Ok(());
+        };
         loop {
-            let Some((sequence, txid)) = lock(&open.books).history.missing() else { return Ok(()) };
-            let Some(held) = held::find(&self.store, sequence, &txid)? else { break };
+            let Some((sequence, txid)) = lock(&open.books).history.missing() else {
+                return Ok(());
+            };
+            let Some(held) = held::find(&self.store, sequence, &txid)? else {
+                break;
+            };
             if !blocking(|| lock(&open.books).adopt(&held.candidate, &held.body)).map_err(fatal)? {
-                tracing::warn!(sequence = sequence.0, "held batch data is not what was confirmed");
+                tracing::warn!(
+                    sequence = sequence.0,
+                    "held batch data is not what was confirmed"
+                );
                 break;
             }
             self.chain_moved();
         }
-        let Some((sequence, txid)) = lock(&open.books).history.missing() else { return Ok(()) };
+        let Some((sequence, txid)) = lock(&open.books).history.missing() else {
+            return Ok(());
+        };
         self.asking_missing = true;
         let peers = self.peers.clone();
         self.spawn(async move {
             for peer in peers.connected().into_iter().take(MAX_ASKED) {
-                if let Ok(Answer::Batch(Some((candidate, body)))) = peers.ask(peer, &Ask::Batch(sequence)).await
+                if let Ok(Answer::Batch(Some((candidate, body)))) =
+                    peers.ask(peer, &Ask::Batch(sequence)).await
                     && candidate.txid == txid
                 {
                     return Some(Event::Missing(Some((candidate, body))));
@@ -114,11 +137,20 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn take_missing(&mut self, batch: Option<(Candidate, Vec<u8>)>) -> Result<(), RunError> {
+    pub(super) fn take_missing(
+        &mut self,
+        batch: Option<(Candidate, Vec<u8>)>,
+    ) -> Result<(), RunError> {
         self.asking_missing = false;
-        let (Some((candidate, body)), Some(open)) = (batch, self.open.clone()) else { return Ok(()) };
+        let (Some((candidate, body)), Some(open)) = (batch, self.open.clone()) else {
+            return Ok(());
+        };
         if blocking(|| lock(&open.books).adopt(&candidate, &body)).map_err(fatal)? {
-            tracing::info!(sequence = candidate.sequence.0, "missing batch data was fetched");
+            tracing::info!(
+                stage = "confirm",
+                sequence = candidate.sequence.0,
+                "missing batch data was fetched"
+            );
             self.chain_moved();
             self.ask_missing()?;
         }

@@ -1,6 +1,9 @@
 //! From key generation to the open vault: questions to the other operators, the share, the certificate.
 
-use std::{sync::{Arc, Mutex}, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chain::{FollowError, Follower};
 use node::{certificate, history::History};
@@ -14,7 +17,11 @@ use threshold::{KeyShare, dkg};
 use tokio::sync::mpsc;
 
 use super::{Event, MAX_STEPS, Node, Open, RunError, blocking, fatal, lock};
-use crate::{books::Books, promises, vault::{KeySafe, Reading}};
+use crate::{
+    books::Books,
+    promises,
+    vault::{KeySafe, Reading},
+};
 
 /// Pause before a chain that can't be followed is reported, so that a supervisor does not spin.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
@@ -28,7 +35,9 @@ impl Node {
                 continue;
             }
             let (peers, peer) = (self.peers.clone(), *peer);
-            let ask = Ask::Dkg { context: self.generation.context() };
+            let ask = Ask::Dkg {
+                context: self.generation.context(),
+            };
             self.spawn(async move {
                 let messages = match peers.ask(peer, &ask).await {
                     Ok(Answer::Dkg(messages)) => Some(messages),
@@ -53,7 +62,9 @@ impl Node {
         messages: Option<Vec<Signed<dkg::Message>>>,
     ) -> Result<(), RunError> {
         self.asking_dkg.remove(peer);
-        let Some(messages) = messages else { return Ok(()) };
+        let Some(messages) = messages else {
+            return Ok(());
+        };
         if let Some(share) = blocking(|| self.generation.take(peer, &messages))? {
             tracing::info!(group_key = %share.group().group_key(), "key generation finished; the share is on disk");
             self.use_share(share)?;
@@ -88,8 +99,13 @@ impl Node {
     }
 
     /// Somebody shows a certificate. What does not fit this operator's own key is of no use.
-    pub(super) fn learn_certificate(&mut self, certificate: &GenesisCertificate) -> Result<(), RunError> {
-        let Some(key) = self.key.as_ref().filter(|_| self.open.is_none()) else { return Ok(()) };
+    pub(super) fn learn_certificate(
+        &mut self,
+        certificate: &GenesisCertificate,
+    ) -> Result<(), RunError> {
+        let Some(key) = self.key.as_ref().filter(|_| self.open.is_none()) else {
+            return Ok(());
+        };
         let hash = self.verifying_key.hash().0;
         if let Err(error) = Vault::open((**key).clone(), certificate.clone(), hash) {
             tracing::warn!(%error, "a genesis certificate was refused");
@@ -107,22 +123,36 @@ impl Node {
     }
 
     /// Opens the vault and follows its treasury.
-    pub(super) fn use_certificate(&mut self, certificate: &GenesisCertificate) -> Result<(), RunError> {
+    pub(super) fn use_certificate(
+        &mut self,
+        certificate: &GenesisCertificate,
+    ) -> Result<(), RunError> {
         let Some(key) = &self.key else { return Ok(()) };
-        let vault = Arc::new(Vault::open((**key).clone(), certificate.clone(), self.verifying_key.hash().0)?);
+        let vault = Arc::new(Vault::open(
+            (**key).clone(),
+            certificate.clone(),
+            self.verifying_key.hash().0,
+        )?);
         let outpoint = vault.genesis_output().outpoint;
         let seen = self.genesis.filter(|genesis| genesis.outpoint == outpoint);
         let start = seen.map_or(self.scan_from, |genesis| genesis.height);
         let history =
             blocking(|| History::open(self.store.clone(), vault.clone(), start)).map_err(fatal)?;
-        let follower = Follower::new(self.rpc.clone(), self.parameters.network, history.position().clone());
+        let follower = Follower::new(
+            self.rpc.clone(),
+            self.parameters.network,
+            history.position().clone(),
+        );
         self.node_status = follower.status();
         let (steps, received) = mpsc::channel(MAX_STEPS);
         tokio::spawn(follow(follower, steps));
         self.steps = Some(received);
         let books = Books::new(history, self.store.clone(), self.parameters.deposit_fee);
         tracing::info!(vault = %vault.id(), genesis = %outpoint, start, "the vault is open");
-        self.open = Some(Open { vault, books: Arc::new(Mutex::new(books)) });
+        self.open = Some(Open {
+            vault,
+            books: Arc::new(Mutex::new(books)),
+        });
         self.chain_moved();
         Ok(())
     }
@@ -134,7 +164,10 @@ impl Node {
             let books = lock(&open.books);
             (books.history.head(), books.history.height())
         };
-        self.step(signer::Input::Chain { head: Some(head), height });
+        self.step(signer::Input::Chain {
+            head: Some(head),
+            height,
+        });
     }
 }
 

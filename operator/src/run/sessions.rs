@@ -4,7 +4,11 @@
 //! proposed --> Verify --> Store --> PassOn --> Accept (round 1)      sign request --> promise --> share (round 2)
 //! ```
 
-use std::{collections::BTreeMap, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bitcoin::Transaction;
 use node::{clock, history};
@@ -16,7 +20,7 @@ use protocol::{
     vault::Genesis,
 };
 use threshold::{SignerId, sign::Commitments};
-use tokio::task;
+use tokio::{sync::OwnedSemaphorePermit, task};
 
 use super::{Event, MAX_EARLY, Node, Open, Work, blocking, lock, ms_since};
 use crate::{
@@ -41,7 +45,13 @@ impl Node {
     /// A coordinator proposes.
     pub(super) fn proposed(&mut self, from: PeerKey, subject: Subject) {
         let id = subject.session(&from);
-        match self.state.step(clock::now_ms(), signer::Input::Proposed { from, subject: subject.clone() }) {
+        match self.state.step(
+            clock::now_ms(),
+            signer::Input::Proposed {
+                from,
+                subject: subject.clone(),
+            },
+        ) {
             Ok(effects) => self.perform(effects),
             Err(refusal) if self.is_early(&subject) => {
                 tracing::debug!(%refusal, "the proposal is ahead of the own chain; it waits");
@@ -57,7 +67,9 @@ impl Node {
 
     /// Whether the own node has only not seen the parent yet.
     fn is_early(&self, subject: &Subject) -> bool {
-        let Subject::Batch(candidate) = subject else { return false };
+        let Subject::Batch(candidate) = subject else {
+            return false;
+        };
         let next = self.head_sequence().map(|head| head.0.saturating_add(1));
         self.state.alarm.is_none() && next.is_none_or(|next| candidate.sequence.0 > next)
     }
@@ -75,7 +87,9 @@ impl Node {
                 Effect::Accept(id, coordinator) => self.accept(id, coordinator),
                 Effect::Refuse(id, coordinator, refusal) => self.refuse(id, coordinator, refusal),
                 // Comes of a sign request only, which carries it out itself.
-                Effect::PromiseAndSign { session, .. } => tracing::error!(%session, "a share that nobody asked for"),
+                Effect::PromiseAndSign { session, .. } => {
+                    tracing::error!(%session, "a share that nobody asked for")
+                }
             }
         }
     }
@@ -87,32 +101,58 @@ impl Node {
             Subject::Genesis(genesis) => format!("genesis {}", genesis.outpoint),
             Subject::Batch(candidate) => format!("batch {}", candidate.sequence),
         };
-        tracing::info!(session = %id, %from, %what, "stage=verify begins");
+        tracing::info!(stage = "verify", session = %id, %from, %what, "verifying");
+        let Ok(permit) = self.verifiers.clone().try_acquire_owned() else {
+            let refusal = Refusal::new(Rule::S12, "too many proposals are being verified");
+            return self.step(signer::Input::Refused(id, refusal));
+        };
         match subject {
-            Subject::Genesis(genesis) => self.verify_genesis(id, genesis),
-            Subject::Batch(candidate) => self.verify_batch(id, from, candidate),
+            Subject::Genesis(genesis) => self.verify_genesis(id, genesis, permit),
+            Subject::Batch(candidate) => self.verify_batch(id, from, candidate, permit),
         }
     }
 
-    fn verify_genesis(&self, id: SessionId, genesis: Genesis) {
-        let (rpc, hash, key) = (self.rpc.clone(), self.verifying_key.hash().0, self.key.clone());
+    fn verify_genesis(&self, id: SessionId, genesis: Genesis, permit: OwnedSemaphorePermit) {
+        let (rpc, hash, key) = (
+            self.rpc.clone(),
+            self.verifying_key.hash().0,
+            self.key.clone(),
+        );
         self.spawn(async move {
             let verdict = async {
-                let key = key.ok_or_else(|| Refusal::new(Rule::S2, "key generation is not finished here"))?;
+                let key = key
+                    .ok_or_else(|| Refusal::new(Rule::S2, "key generation is not finished here"))?;
                 let output = body::output(&rpc, genesis.outpoint).await?;
                 let output = output.as_ref().map(|(output, height)| (output, *height));
                 let verified = genesis::check(&key, hash, &genesis, output)?;
-                Ok(Work { verified: Arc::new(Verified::Genesis(verified)), body: None })
+                Ok(Work {
+                    verified: Arc::new(Verified::Genesis(verified)),
+                    body: None,
+                })
             };
-            Some(Event::Judged(id, verdict.await))
+            let verdict = verdict.await;
+            drop(permit);
+            Some(Event::Judged(id, verdict))
         });
     }
 
-    fn verify_batch(&self, id: SessionId, from: PeerKey, candidate: Candidate) {
-        let Some(open) = self.open.clone() else { return };
+    fn verify_batch(
+        &self,
+        id: SessionId,
+        from: PeerKey,
+        candidate: Candidate,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let Some(open) = self.open.clone() else {
+            return;
+        };
         let (store, peers, rpc) = (self.store.clone(), self.peers.clone(), self.rpc.clone());
         let (caps, key) = (self.caps.clone(), self.verifying_key.clone());
-        let is_bump = self.state.promise.as_ref().is_some_and(|promise| promise.body == candidate.body);
+        let is_bump = self
+            .state
+            .promise
+            .as_ref()
+            .is_some_and(|promise| promise.body == candidate.body);
         self.spawn(async move {
             let verdict = async {
                 let bytes = body::pull(&store, &peers, from, candidate.body).await?;
@@ -126,22 +166,41 @@ impl Node {
                         if !books.history.is_current() {
                             return Err(Refusal::new(Rule::S4, "the own ledger has not caught up"));
                         }
-                        let recent = books
-                            .recent_net_fees(caps.window_blocks)
-                            .map_err(|error| Refusal::new(Rule::S5, format!("own history: {error}")))?;
-                        (books.history.head(), books.history.replay(&body.operations, body.sequence), recent)
+                        let recent =
+                            books.recent_net_fees(caps.window_blocks).map_err(|error| {
+                                Refusal::new(Rule::S5, format!("own history: {error}"))
+                            })?;
+                        (
+                            books.history.head(),
+                            books.history.replay(&body.operations, body.sequence),
+                            recent,
+                        )
                     };
                     let vault = open.vault.clone();
-                    let evidence =
-                        Evidence { vault, candidate, body, head, outputs, replay, is_bump, caps, recent_net_fees };
+                    let evidence = Evidence {
+                        vault,
+                        candidate,
+                        body,
+                        head,
+                        outputs,
+                        replay,
+                        is_bump,
+                        caps,
+                        recent_net_fees,
+                    };
                     verify::batch(&evidence, &key)
                 };
-                let verified = task::spawn_blocking(judge)
-                    .await
-                    .map_err(|error| Refusal::new(Rule::S4, format!("the verifier failed: {error}")))??;
-                Ok(Work { verified: Arc::new(Verified::Batch(verified)), body: Some(Arc::new(bytes)) })
+                let verified = task::spawn_blocking(judge).await.map_err(|error| {
+                    Refusal::new(Rule::S4, format!("the verifier failed: {error}"))
+                })??;
+                Ok(Work {
+                    verified: Arc::new(Verified::Batch(verified)),
+                    body: Some(Arc::new(bytes)),
+                })
             };
-            Some(Event::Judged(id, verdict.await))
+            let verdict = verdict.await;
+            drop(permit);
+            Some(Event::Judged(id, verdict))
         });
     }
 
@@ -151,7 +210,7 @@ impl Node {
         metrics::histogram!("operator_verify_seconds").record(elapsed);
         match verdict {
             Ok(work) => {
-                tracing::info!(session = %id, elapsed_ms, "stage=verify done");
+                tracing::info!(stage = "verify", session = %id, elapsed_ms, "verified");
                 self.work.insert(id, work);
                 self.step(signer::Input::Verified(id));
             }
@@ -161,14 +220,17 @@ impl Node {
 
     /// S8 and S11: the batch is on disk, and kept forever, before anything about it leaves.
     fn keep_own(&self, id: SessionId) {
-        let Some(work) = self.work.get(&id).cloned() else { return };
+        let Some(work) = self.work.get(&id).cloned() else {
+            return;
+        };
         let store = self.store.clone();
         self.spawn(async move {
             let (Verified::Batch(batch), Some(body)) = (&*work.verified, &work.body) else {
                 return Some(Event::Stored(id));
             };
             let (candidate, body) = (batch.candidate().clone(), body.clone());
-            let written = task::spawn_blocking(move || history::keep(&store, &candidate, &body)).await;
+            let written =
+                task::spawn_blocking(move || history::keep(&store, &candidate, &body)).await;
             match written {
                 Ok(Ok(())) => Some(Event::Stored(id)),
                 Ok(Err(error)) => promises::stop_on_failed_write(&error),
@@ -178,13 +240,18 @@ impl Node {
     }
 
     fn pass_on(&self, id: SessionId, peer: PeerKey) {
-        let Some(work) = self.work.get(&id).cloned() else { return };
+        let Some(work) = self.work.get(&id).cloned() else {
+            return;
+        };
         let peers = self.peers.clone();
         self.spawn(async move {
             let (Verified::Batch(batch), Some(body)) = (&*work.verified, &work.body) else {
                 return Some(Event::Receipt(id, peer));
             };
-            let ask = Ask::Keep { candidate: batch.candidate().clone(), body: body.to_vec() };
+            let ask = Ask::Keep {
+                candidate: batch.candidate().clone(),
+                body: body.to_vec(),
+            };
             offer(&peers, peer, &ask).await;
             Some(Event::Receipt(id, peer))
         });
@@ -192,19 +259,32 @@ impl Node {
 
     /// Round 1: fresh nonces, and the accept.
     fn accept(&self, id: SessionId, coordinator: PeerKey) {
-        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else { return };
+        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else {
+            return;
+        };
         let peers = self.peers.clone();
         tokio::spawn(async move {
             let begin = Instant::now();
-            let made = task::spawn_blocking(move || lock(&safe).commit(Reading::now(), id, &work.verified)).await;
+            let made = task::spawn_blocking(move || {
+                lock(&safe).commit(Reading::now(), id, &work.verified)
+            })
+            .await;
             let ask = match made {
-                Ok(Ok(commitments)) => Ask::Accept { session: id, commitments },
-                Ok(Err(refusal)) => Ask::Refuse { session: id, refusal },
+                Ok(Ok(commitments)) => Ask::Accept {
+                    session: id,
+                    commitments,
+                },
+                Ok(Err(refusal)) => Ask::Refuse {
+                    session: id,
+                    refusal,
+                },
                 Err(_) => return,
             };
-            tracing::info!(session = %id, elapsed_ms = ms_since(begin), "stage=round1 done");
+            tracing::info!(stage = "round1", session = %id, elapsed_ms = ms_since(begin), "nonces committed");
             match peers.ask(coordinator, &ask).await {
-                Ok(Answer::Refused(refusal)) => tracing::debug!(session = %id, %refusal, "the accept was not taken"),
+                Ok(Answer::Refused(refusal)) => {
+                    tracing::debug!(session = %id, %refusal, "the accept was not taken")
+                }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(session = %id, %error, "the accept did not arrive"),
             }
@@ -212,12 +292,25 @@ impl Node {
     }
 
     fn refuse(&self, id: SessionId, coordinator: PeerKey, refusal: Refusal) {
-        let operation = refusal.operation.map(|id| id.to_string()).unwrap_or_default();
+        let operation = refusal
+            .operation
+            .map(|id| id.to_string())
+            .unwrap_or_default();
         tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operation, "refused");
-        metrics::counter!("operator_refusals", "rule" => format!("{:?}", refusal.rule)).increment(1);
+        metrics::counter!("operator_refusals", "rule" => format!("{:?}", refusal.rule))
+            .increment(1);
         let peers = self.peers.clone();
         tokio::spawn(async move {
-            if let Err(error) = peers.ask(coordinator, &Ask::Refuse { session: id, refusal }).await {
+            if let Err(error) = peers
+                .ask(
+                    coordinator,
+                    &Ask::Refuse {
+                        session: id,
+                        refusal,
+                    },
+                )
+                .await
+            {
                 tracing::debug!(%error, "the refusal did not arrive");
             }
         });
@@ -233,7 +326,7 @@ impl Node {
         reply: Reply,
     ) {
         match self.promise(from, id, attempt, &commitments) {
-            Ok(Ready::Answered(answer)) => reply.send(answer),
+            Ok(Ready::Answered(answer)) => reply.send(*answer),
             Ok(Ready::Promised) => self.give_share(id, attempt, commitments, reply),
             Err(refusal) => {
                 tracing::warn!(session = %id, attempt, %refusal, "sign request refused");
@@ -252,7 +345,10 @@ impl Node {
         let unknown = || Refusal::new(Rule::S9, "this session is not known here; propose it again");
         let coordinator = self.state.session(&id).ok_or_else(unknown)?.coordinator;
         if coordinator != from {
-            return Err(Refusal::new(Rule::S12, "this session is another coordinator's"));
+            return Err(Refusal::new(
+                Rule::S12,
+                "this session is another coordinator's",
+            ));
         }
         let work = self.work.get(&id).cloned().ok_or_else(unknown)?;
         let safe = self.safe.clone().ok_or_else(unknown)?;
@@ -261,12 +357,17 @@ impl Node {
             if let Some((shares, next)) = safe.answered(Reading::now(), &id, attempt, commitments) {
                 return Ok(Some(Answer::Shares { shares, next }));
             }
-            safe.check(Reading::now(), &id, &work.verified, commitments).map(|()| None)
+            safe.check(Reading::now(), &id, &work.verified, commitments)
+                .map(|()| None)
         })?;
         if let Some(answer) = answered {
-            return Ok(Ready::Answered(answer));
+            return Ok(Ready::Answered(Box::new(answer)));
         }
-        let request = signer::Input::SignRequested { from, session: id, attempt };
+        let request = signer::Input::SignRequested {
+            from,
+            session: id,
+            attempt,
+        };
         let effects = self.state.step(clock::now_ms(), request)?;
         for effect in effects {
             if let Effect::PromiseAndSign { promise, .. } = effect {
@@ -280,7 +381,10 @@ impl Node {
         let written = blocking(|| match (promise, verified) {
             (Signable::Batch(promise), _) => promises::save_batch(&self.store, promise),
             (Signable::Genesis(outpoint), Verified::Genesis(genesis)) => {
-                let promise = GenesisPromise { outpoint: *outpoint, height: genesis.height() };
+                let promise = GenesisPromise {
+                    outpoint: *outpoint,
+                    height: genesis.height(),
+                };
                 self.genesis = Some(promise);
                 promises::save_genesis(&self.store, &promise)
             }
@@ -299,13 +403,15 @@ impl Node {
         commitments: BTreeMap<SignerId, Commitments>,
         reply: Reply,
     ) {
-        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else { return };
+        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else {
+            return;
+        };
         task::spawn_blocking(move || {
             let begin = Instant::now();
             let signed = lock(&safe).sign(Reading::now(), id, attempt, &work.verified, commitments);
             let elapsed_ms = ms_since(begin);
             let inputs = work.verified.messages().len();
-            tracing::info!(session = %id, attempt, inputs, elapsed_ms, "stage=round2 done");
+            tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_ms, "shares made");
             metrics::histogram!("operator_round2_seconds").record(begin.elapsed().as_secs_f64());
             reply.send(match signed {
                 Ok((shares, next)) => Answer::Shares { shares, next },
@@ -319,8 +425,11 @@ impl Node {
     pub(super) fn submit(&self, candidate: &Candidate, transaction: Transaction) {
         let txid = transaction.compute_txid();
         let kept = history::kept_candidate(&self.store, &txid).ok().flatten();
-        let held = held::find(&self.store, candidate.sequence, &txid).ok().flatten();
-        let known = kept.is_some_and(|kept| kept == *candidate) || held.is_some_and(|held| held.candidate == *candidate);
+        let held = held::find(&self.store, candidate.sequence, &txid)
+            .ok()
+            .flatten();
+        let known = kept.is_some_and(|kept| kept == *candidate)
+            || held.is_some_and(|held| held.candidate == *candidate);
         if txid != candidate.txid || !known {
             tracing::debug!(%txid, "a signed transaction that is not known here");
             return;
@@ -331,14 +440,16 @@ impl Node {
             for _ in 0..SUBMIT_TRIES {
                 match chain::submit::submit(&rpc, &transaction).await {
                     Ok(outcome) if outcome.is_held() => {
-                        tracing::info!(sequence, %txid, ?outcome, "stage=broadcast the own node has the batch");
+                        tracing::info!(stage = "broadcast", sequence, %txid, ?outcome, "the own node has the batch");
                         return;
                     }
                     Ok(outcome) => {
                         tracing::warn!(sequence, %txid, ?outcome, "the own node does not take the batch");
                         return;
                     }
-                    Err(error) => tracing::warn!(sequence, %txid, error = %error.rpc(), "submitting failed"),
+                    Err(error) => {
+                        tracing::warn!(sequence, %txid, error = %error.rpc(), "submitting failed")
+                    }
                 }
                 tokio::time::sleep(SUBMIT_PAUSE).await;
             }
@@ -359,7 +470,7 @@ async fn catch_up(open: &Open) {
 /// How a sign request goes on.
 enum Ready {
     /// It had this answer before.
-    Answered(Answer),
+    Answered(Box<Answer>),
     /// The promise is on disk.
     Promised,
 }
@@ -369,7 +480,9 @@ async fn offer(peers: &Peers, peer: PeerKey, ask: &Ask) {
     for _ in 0..KEEP_TRIES {
         match peers.ask(peer, ask).await {
             Ok(Answer::Kept(_)) => return,
-            Ok(Answer::Refused(refusal)) => tracing::debug!(%peer, %refusal, "batch data was not kept"),
+            Ok(Answer::Refused(refusal)) => {
+                tracing::debug!(%peer, %refusal, "batch data was not kept")
+            }
             Ok(_) => {}
             Err(error) => {
                 tracing::debug!(%peer, %error, "batch data was not passed on");

@@ -48,8 +48,14 @@ pub fn check(
     let own = vault.genesis(genesis.outpoint, genesis.amount, verifying_key_hash);
     for (same, name) in [
         (own.group_key == genesis.group_key, "group key"),
-        (own.verifying_key_hash == genesis.verifying_key_hash, "verifying key"),
-        (own.parameters_hash == genesis.parameters_hash, "set of vault parameters"),
+        (
+            own.verifying_key_hash == genesis.verifying_key_hash,
+            "verifying key",
+        ),
+        (
+            own.parameters_hash == genesis.parameters_hash,
+            "set of vault parameters",
+        ),
         (own.roster_hash == genesis.roster_hash, "roster"),
     ] {
         if !same {
@@ -57,25 +63,44 @@ pub fn check(
         }
     }
     let outpoint = genesis.outpoint;
-    let (output, tip) =
-        output.ok_or_else(|| refuse(format!("{outpoint} is not an unspent output of the best chain")))?;
+    let (output, tip) = output.ok_or_else(|| {
+        refuse(format!(
+            "{outpoint} is not an unspent output of the best chain"
+        ))
+    })?;
     if output.script_pubkey != *vault.script_pubkey() {
         return Err(refuse(format!("{outpoint} does not pay the vault")));
     }
     if output.value != genesis.amount {
-        return Err(refuse(format!("{outpoint} holds {}, not {}", output.value, genesis.amount)));
+        return Err(refuse(format!(
+            "{outpoint} holds {}, not {}",
+            output.value, genesis.amount
+        )));
     }
     if output.value < TREASURY_DUST {
-        return Err(refuse(format!("{outpoint} holds {}, below the dust limit", output.value)));
+        return Err(refuse(format!(
+            "{outpoint} holds {}, below the dust limit",
+            output.value
+        )));
     }
     let parameter = vault.parameters().genesis_confirmations;
-    let needed = if output.coinbase { parameter.max(COINBASE_MATURITY) } else { parameter };
+    let needed = if output.coinbase {
+        parameter.max(COINBASE_MATURITY)
+    } else {
+        parameter
+    };
     if output.confirmations < needed {
-        return Err(refuse(format!("{outpoint} has {} of {needed} confirmations", output.confirmations)));
+        return Err(refuse(format!(
+            "{outpoint} has {} of {needed} confirmations",
+            output.confirmations
+        )));
     }
     Ok(VerifiedGenesis {
         height: tip.saturating_add(1).saturating_sub(output.confirmations),
-        messages: [Message { digest: genesis.digest(), tweak: Tweak::Untweaked }],
+        messages: [Message {
+            digest: genesis.digest(),
+            tweak: Tweak::Untweaked,
+        }],
         genesis: genesis.clone(),
     })
 }

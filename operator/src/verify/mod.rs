@@ -134,5 +134,9 @@ pub fn batch(evidence: &Evidence, key: &VerifyingKey) -> Result<VerifiedBatch, R
     let transaction = s01_rebuilt::check(evidence, &inputs, transition)?;
     s05_reserves::check(evidence, &transaction, transition)?;
     let messages = s01_rebuilt::messages(&transaction)?;
-    Ok(VerifiedBatch { candidate: evidence.candidate.clone(), transaction, messages })
+    Ok(VerifiedBatch {
+        candidate: evidence.candidate.clone(),
+        transaction,
+        messages,
+    })
 }

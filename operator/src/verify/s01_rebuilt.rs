@@ -36,12 +36,17 @@ pub(super) fn check(
     if txid != evidence.candidate.txid {
         return Err(Refusal::new(
             Rule::S1,
-            format!("rebuilt from own data the transaction is {txid}, not {}", evidence.candidate.txid),
+            format!(
+                "rebuilt from own data the transaction is {txid}, not {}",
+                evidence.candidate.txid
+            ),
         ));
     }
     Ok(built)
 }
 
 pub(super) fn messages(transaction: &BatchTransaction) -> Result<Vec<Message>, Refusal> {
-    transaction.messages().map_err(|error| Refusal::new(Rule::S1, error.to_string()))
+    transaction
+        .messages()
+        .map_err(|error| Refusal::new(Rule::S1, error.to_string()))
 }

@@ -24,7 +24,9 @@ pub(super) struct Inputs {
 }
 
 pub(super) fn check(evidence: &Evidence) -> Result<Inputs, Refusal> {
-    let Evidence { candidate, head, .. } = evidence;
+    let Evidence {
+        candidate, head, ..
+    } = evidence;
     if candidate.parent != head.outpoint {
         return Err(refuse(format!(
             "input 0 is {}, not the latest treasury {}",
@@ -42,47 +44,74 @@ fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<S
     let mut terms = body.terms.iter();
     let mut swept = Vec::new();
     for operation in &body.operations {
-        let Operation::Deposit { account, amount, outpoint } = operation else { continue };
+        let Operation::Deposit {
+            account,
+            amount,
+            outpoint,
+        } = operation
+        else {
+            continue;
+        };
         let id = operation.id(&body.vault);
         let of = |reason: String| refuse(reason).of(id);
         if !spent.insert(*outpoint) {
             return Err(of(format!("{outpoint} is spent twice in this batch")));
         }
-        let terms = terms.next().ok_or_else(|| of("its deposit terms are missing".to_owned()))?;
+        let terms = terms
+            .next()
+            .ok_or_else(|| of("its deposit terms are missing".to_owned()))?;
         terms
             .check(evidence.vault.id(), evidence.vault.parameters())
             .map_err(|error| of(error.to_string()))?;
         if terms.account != *account {
-            return Err(of("its terms promise the credit to another account".to_owned()));
+            return Err(of(
+                "its terms promise the credit to another account".to_owned()
+            ));
         }
         let output = confirmed_output(evidence, outpoint, Some(id))?;
         let address = terms
             .address(&evidence.vault.group_key())
             .map_err(|error| of(error.to_string()))?;
         if address.script_pubkey != output.script_pubkey {
-            return Err(of(format!("{outpoint} does not pay the address of its terms")));
+            return Err(of(format!(
+                "{outpoint} does not pay the address of its terms"
+            )));
         }
         if terms.credited(output.value) != Some(*amount) {
             return Err(of(match terms.credited(output.value) {
                 Some(due) => format!("{outpoint} credits {due}, not {amount}"),
-                None => format!("{outpoint} holds {}, less than the smallest deposit", output.value),
+                None => format!(
+                    "{outpoint} holds {}, less than the smallest deposit",
+                    output.value
+                ),
             }));
         }
         refund_is_far(evidence, terms, output.confirmations).map_err(|refusal| refusal.of(id))?;
-        swept.push(Swept { outpoint: *outpoint, value: output.value, address });
+        swept.push(Swept {
+            outpoint: *outpoint,
+            value: output.value,
+            address,
+        });
     }
     Ok(swept)
 }
 
 /// A refund can be mined in the next block once the deposit has `refund_delay` confirmations (BIP-68).
-fn refund_is_far(evidence: &Evidence, terms: &DepositTerms, confirmations: u32) -> Result<(), Refusal> {
+fn refund_is_far(
+    evidence: &Evidence,
+    terms: &DepositTerms,
+    confirmations: u32,
+) -> Result<(), Refusal> {
     let parameters = evidence.vault.parameters();
     let left = u32::from(terms.refund_delay).saturating_sub(confirmations);
-    let margin = u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
+    let margin =
+        u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
     // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
     let needed = if evidence.is_bump { 1 } else { margin };
     if left < needed {
-        return Err(refuse(format!("its refund opens in {left} blocks, {needed} are needed")));
+        return Err(refuse(format!(
+            "its refund opens in {left} blocks, {needed} are needed"
+        )));
     }
     Ok(())
 }
@@ -90,7 +119,10 @@ fn refund_is_far(evidence: &Evidence, terms: &DepositTerms, confirmations: u32) 
 fn top_ups(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<TopUp>, Refusal> {
     let outpoints = &evidence.candidate.top_ups;
     if outpoints.len() > MAX_TOP_UPS {
-        return Err(refuse(format!("{} top-ups, more than {MAX_TOP_UPS}", outpoints.len())));
+        return Err(refuse(format!(
+            "{} top-ups, more than {MAX_TOP_UPS}",
+            outpoints.len()
+        )));
     }
     let mut found = Vec::new();
     for outpoint in outpoints {
@@ -101,7 +133,10 @@ fn top_ups(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<To
         if output.script_pubkey != *evidence.vault.script_pubkey() {
             return Err(refuse(format!("top-up {outpoint} does not pay the vault")));
         }
-        found.push(TopUp { outpoint: *outpoint, value: output.value });
+        found.push(TopUp {
+            outpoint: *outpoint,
+            value: output.value,
+        });
     }
     Ok(found)
 }
@@ -115,12 +150,17 @@ fn confirmed_output<'a>(
         Some(id) => refusal.of(id),
         None => refusal,
     };
-    let output = evidence
-        .outputs
-        .get(outpoint)
-        .ok_or_else(|| named(refuse(format!("{outpoint} is not an unspent output of the best chain"))))?;
+    let output = evidence.outputs.get(outpoint).ok_or_else(|| {
+        named(refuse(format!(
+            "{outpoint} is not an unspent output of the best chain"
+        )))
+    })?;
     let parameter = evidence.vault.parameters().deposit_confirmations;
-    let needed = if output.coinbase { parameter.max(COINBASE_MATURITY) } else { parameter };
+    let needed = if output.coinbase {
+        parameter.max(COINBASE_MATURITY)
+    } else {
+        parameter
+    };
     if output.confirmations < needed {
         return Err(named(refuse(format!(
             "{outpoint} has {} of {needed} confirmations",

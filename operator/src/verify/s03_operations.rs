@@ -15,7 +15,12 @@ use protocol::message::{Refusal, Rule};
 use super::Evidence;
 
 pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
-    let Evidence { vault, candidate, body, .. } = evidence;
+    let Evidence {
+        vault,
+        candidate,
+        body,
+        ..
+    } = evidence;
     if body.vault != vault.id() || candidate.vault != vault.id() {
         return Err(refuse("the batch is for another vault"));
     }
@@ -30,7 +35,10 @@ pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
         return Err(refuse("the batch is empty"));
     }
     if body.operations.len() > most {
-        return Err(refuse(format!("{} operations, more than {most}", body.operations.len())));
+        return Err(refuse(format!(
+            "{} operations, more than {most}",
+            body.operations.len()
+        )));
     }
     let mut seen = BTreeSet::new();
     for operation in &body.operations {
@@ -46,10 +54,17 @@ pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
 }
 
 fn check_operation(evidence: &Evidence, operation: &Operation) -> Result<(), Refusal> {
-    operation.check_form().map_err(|error| refuse(error.to_string()))?;
+    operation
+        .check_form()
+        .map_err(|error| refuse(error.to_string()))?;
     let sequence = evidence.body.sequence;
-    if let Some(last_valid) = operation.last_valid().filter(|last_valid| *last_valid < sequence) {
-        return Err(refuse(format!("expired: valid up to batch {last_valid}, this is batch {sequence}")));
+    if let Some(last_valid) = operation
+        .last_valid()
+        .filter(|last_valid| *last_valid < sequence)
+    {
+        return Err(refuse(format!(
+            "expired: valid up to batch {last_valid}, this is batch {sequence}"
+        )));
     }
     let parameters = evidence.vault.parameters();
     let least = match operation {
@@ -58,7 +73,10 @@ fn check_operation(evidence: &Evidence, operation: &Operation) -> Result<(), Ref
         Operation::Withdraw { .. } => parameters.withdraw_fee,
     };
     if operation.fee() < least {
-        return Err(refuse(format!("a fee of {} is below the vault's {least}", operation.fee())));
+        return Err(refuse(format!(
+            "a fee of {} is below the vault's {least}",
+            operation.fee()
+        )));
     }
     Ok(())
 }

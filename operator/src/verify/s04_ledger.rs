@@ -8,11 +8,17 @@ use protocol::message::{Refusal, Rule};
 
 use super::Evidence;
 
-pub(super) fn check<'a>(evidence: &'a Evidence, key: &VerifyingKey) -> Result<&'a Transition, Refusal> {
+pub(super) fn check<'a>(
+    evidence: &'a Evidence,
+    key: &VerifyingKey,
+) -> Result<&'a Transition, Refusal> {
     let Evidence { body, head, .. } = evidence;
     let parent = head.commitment.sequence.0;
     if parent.checked_add(1) != Some(body.sequence.0) {
-        return Err(refuse(format!("sequence number {} does not follow {parent}", body.sequence)));
+        return Err(refuse(format!(
+            "sequence number {} does not follow {parent}",
+            body.sequence
+        )));
     }
     let transition = evidence.replay.as_ref().map_err(|(index, error)| {
         let refusal = refuse(format!("operation {index} does not apply: {error}"));
@@ -28,18 +34,30 @@ pub(super) fn check<'a>(evidence: &'a Evidence, key: &VerifyingKey) -> Result<&'
         return Err(refuse("the own ledger is not at the treasury's digest yet"));
     }
     let digests = transition.digests();
-    if !digests.iter().map(|digest| digest.to_bytes()).eq(body.digests.iter().copied()) {
-        return Err(refuse("the digests are not those that replaying the operations gives"));
+    if !digests
+        .iter()
+        .map(|digest| digest.to_bytes())
+        .eq(body.digests.iter().copied())
+    {
+        return Err(refuse(
+            "the digests are not those that replaying the operations gives",
+        ));
     }
     let inputs = chunk_inputs(&body.vault, &body.operations, &digests)
         .map_err(|error| refuse(error.to_string()))?;
     if inputs.len() != body.proofs.len() {
-        return Err(refuse(format!("{} proofs for {} chunks", body.proofs.len(), inputs.len())));
+        return Err(refuse(format!(
+            "{} proofs for {} chunks",
+            body.proofs.len(),
+            inputs.len()
+        )));
     }
     for (index, (inputs, proof)) in inputs.iter().zip(&body.proofs).enumerate() {
         let bad = |what: String| refuse(format!("the proof of chunk {index} {what}"));
-        let proof = proof::ChunkProof::from_bytes(proof).map_err(|error| bad(format!("does not decode: {error}")))?;
-        proof::verify_chunk(key, inputs, &proof).map_err(|error| bad(format!("does not verify: {error}")))?;
+        let proof = proof::ChunkProof::from_bytes(proof)
+            .map_err(|error| bad(format!("does not decode: {error}")))?;
+        proof::verify_chunk(key, inputs, &proof)
+            .map_err(|error| bad(format!("does not verify: {error}")))?;
     }
     Ok(transition)
 }

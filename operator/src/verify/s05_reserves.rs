@@ -19,10 +19,14 @@ pub(super) fn check(
     let value = transaction.treasury.value;
     let supply = transition.after.supply;
     if value < supply {
-        return Err(refuse(format!("the treasury would hold {value} for a supply of {supply}")));
+        return Err(refuse(format!(
+            "the treasury would hold {value} for a supply of {supply}"
+        )));
     }
     if value < TREASURY_DUST {
-        return Err(refuse(format!("the treasury would hold {value}, below the dust limit")));
+        return Err(refuse(format!(
+            "the treasury would hold {value}, below the dust limit"
+        )));
     }
     check_caps(evidence, transaction)
 }
@@ -31,16 +35,25 @@ fn check_caps(evidence: &Evidence, transaction: &BatchTransaction) -> Result<(),
     let caps = &evidence.caps;
     let fee = transaction.fee;
     if fee > caps.max_fee() {
-        return Err(refuse(format!("a miner fee of {fee} is above this operator's cap of {}", caps.max_fee())));
+        return Err(refuse(format!(
+            "a miner fee of {fee} is above this operator's cap of {}",
+            caps.max_fee()
+        )));
     }
     let vbytes = transaction.weight().to_vbytes_ceil();
-    if u128::from(fee.to_sat()) > u128::from(caps.max_fee_rate_sat_per_vb).saturating_mul(u128::from(vbytes)) {
+    if u128::from(fee.to_sat())
+        > u128::from(caps.max_fee_rate_sat_per_vb).saturating_mul(u128::from(vbytes))
+    {
         return Err(refuse(format!(
             "{fee} for {vbytes} vbytes is above this operator's cap of {} sat/vB",
             caps.max_fee_rate_sat_per_vb
         )));
     }
-    let net = evidence.recent_net_fees.saturating_add(net_fees(fee, &evidence.body, &evidence.vault.parameters().deposit_fee));
+    let net = evidence.recent_net_fees.saturating_add(net_fees(
+        fee,
+        &evidence.body,
+        &evidence.vault.parameters().deposit_fee,
+    ));
     if net > i128::from(caps.max_net_fees_sat) {
         return Err(refuse(format!(
             "miner fees would exceed users' fees by {net} sats within {} blocks, the cap is {}",

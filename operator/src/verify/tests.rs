@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, str::FromStr as _, sync::Arc};
 use bitcoin::{Amount, OutPoint, ScriptBuf, Txid, XOnlyPublicKey, hashes::Hash as _};
 use chain::rpc::UnspentOutput;
 use ledger::{
-    AccountIndex, AccountSecret, Ledger, Operation, OperationError, SequenceNumber, TransferRequest, VaultId,
-    WithdrawRequest,
+    AccountIndex, AccountSecret, Ledger, Operation, OperationError, SequenceNumber,
+    TransferRequest, VaultId, WithdrawRequest,
 };
 use proof::Keys;
 use protocol::{
@@ -39,7 +39,12 @@ fn unspent(value: u64, script_pubkey: ScriptBuf) -> UnspentOutput {
 
 fn terms(account: &AccountSecret) -> DepositTerms {
     let refund = XOnlyPublicKey::from_str(NUMS).unwrap();
-    DepositTerms::offered(testing::vault().id(), testing::parameters(), account.public(), refund)
+    DepositTerms::offered(
+        testing::vault().id(),
+        testing::parameters(),
+        account.public(),
+        refund,
+    )
 }
 
 fn payout_script() -> ScriptBuf {
@@ -51,7 +56,10 @@ struct Users(AccountSecret, AccountSecret);
 
 impl Users {
     fn new() -> Self {
-        Self(AccountSecret::generate(&mut OsRng), AccountSecret::generate(&mut OsRng))
+        Self(
+            AccountSecret::generate(&mut OsRng),
+            AccountSecret::generate(&mut OsRng),
+        )
     }
 
     /// Two deposits, a transfer, a withdrawal.
@@ -93,7 +101,12 @@ impl Users {
 }
 
 fn caps() -> Caps {
-    Caps { max_fee_sat: 5_000, max_fee_rate_sat_per_vb: 50, max_net_fees_sat: 0, window_blocks: 144 }
+    Caps {
+        max_fee_sat: 5_000,
+        max_fee_rate_sat_per_vb: 50,
+        max_net_fees_sat: 0,
+        window_blocks: 144,
+    }
 }
 
 /// Everything that an honest coordinator and an honest node would say, with proofs.
@@ -111,21 +124,37 @@ fn honest(users: &Users, keys: &Keys) -> Evidence {
         },
     };
     let operations = users.operations(&id);
-    let transition = ledger.apply_batch(&operations, &id, SequenceNumber(1)).unwrap();
+    let transition = ledger
+        .apply_batch(&operations, &id, SequenceNumber(1))
+        .unwrap();
     let proofs = transition
         .chunks
         .iter()
-        .map(|chunk| proof::prove_chunk(&keys.proving, chunk).unwrap().to_bytes().to_vec())
+        .map(|chunk| {
+            proof::prove_chunk(&keys.proving, chunk)
+                .unwrap()
+                .to_bytes()
+                .to_vec()
+        })
         .collect();
     let body = Body {
         vault: id,
         sequence: SequenceNumber(1),
         operations,
         terms: vec![terms(&users.0), terms(&users.1)],
-        digests: transition.digests().iter().map(|digest| digest.to_bytes()).collect(),
+        digests: transition
+            .digests()
+            .iter()
+            .map(|digest| digest.to_bytes())
+            .collect(),
         proofs,
     };
-    let script = |user: &AccountSecret| terms(user).address(&vault.group_key()).unwrap().script_pubkey;
+    let script = |user: &AccountSecret| {
+        terms(user)
+            .address(&vault.group_key())
+            .unwrap()
+            .script_pubkey
+    };
     let outputs = BTreeMap::from([
         (outpoint(1), unspent(101_000, script(&users.0))),
         (outpoint(2), unspent(51_000, script(&users.1))),
@@ -173,7 +202,10 @@ fn build(evidence: &Evidence) -> BatchTransaction {
         .candidate
         .top_ups
         .iter()
-        .map(|outpoint| TopUp { outpoint: *outpoint, value: evidence.outputs[outpoint].value })
+        .map(|outpoint| TopUp {
+            outpoint: *outpoint,
+            value: evidence.outputs[outpoint].value,
+        })
         .collect();
     let plan = BatchPlan {
         treasury: &evidence.head,
@@ -207,9 +239,24 @@ fn rebuilt(evidence: &mut Evidence) {
 
 fn cases_of_inputs() -> Vec<Case> {
     vec![
-        ("another parent", |e| e.candidate.parent.vout ^= 1, Rule::S2, "not the latest treasury"),
-        ("a spent deposit", |e| drop(e.outputs.remove(&outpoint(2))), Rule::S2, "not an unspent output"),
-        ("a young deposit", |e| output(e, 1).confirmations = DEPTH - 1, Rule::S2, "confirmations"),
+        (
+            "another parent",
+            |e| e.candidate.parent.vout ^= 1,
+            Rule::S2,
+            "not the latest treasury",
+        ),
+        (
+            "a spent deposit",
+            |e| drop(e.outputs.remove(&outpoint(2))),
+            Rule::S2,
+            "not an unspent output",
+        ),
+        (
+            "a young deposit",
+            |e| output(e, 1).confirmations = DEPTH - 1,
+            Rule::S2,
+            "confirmations",
+        ),
         (
             "a young coinbase",
             |e| {
@@ -219,25 +266,74 @@ fn cases_of_inputs() -> Vec<Case> {
             Rule::S2,
             "99 of 100",
         ),
-        ("another script", |e| output(e, 1).script_pubkey = payout_script(), Rule::S2, "does not pay the address"),
-        ("an underpaid deposit", |e| output(e, 1).value = Amount::from_sat(100_999), Rule::S2, "credits"),
-        ("a deposit below the minimum", |e| output(e, 1).value = Amount::from_sat(19_999), Rule::S2, "smallest deposit"),
-        ("another's terms", |e| e.body.terms.swap(0, 1), Rule::S2, "another account"),
-        ("cheaper terms", |e| e.body.terms[0].fee = Amount::ZERO, Rule::S2, "deposit fee"),
-        ("terms of another vault", |e| e.body.terms[0].vault.0[0] ^= 1, Rule::S2, "vault id"),
-        ("another refund delay", |e| e.body.terms[0].refund_delay += 1, Rule::S2, "refund delay"),
+        (
+            "another script",
+            |e| output(e, 1).script_pubkey = payout_script(),
+            Rule::S2,
+            "does not pay the address",
+        ),
+        (
+            "an underpaid deposit",
+            |e| output(e, 1).value = Amount::from_sat(100_999),
+            Rule::S2,
+            "credits",
+        ),
+        (
+            "a deposit below the minimum",
+            |e| output(e, 1).value = Amount::from_sat(19_999),
+            Rule::S2,
+            "smallest deposit",
+        ),
+        (
+            "another's terms",
+            |e| e.body.terms.swap(0, 1),
+            Rule::S2,
+            "another account",
+        ),
+        (
+            "cheaper terms",
+            |e| e.body.terms[0].fee = Amount::ZERO,
+            Rule::S2,
+            "deposit fee",
+        ),
+        (
+            "terms of another vault",
+            |e| e.body.terms[0].vault.0[0] ^= 1,
+            Rule::S2,
+            "vault id",
+        ),
+        (
+            "another refund delay",
+            |e| e.body.terms[0].refund_delay += 1,
+            Rule::S2,
+            "refund delay",
+        ),
         (
             "a deposit credited twice",
             |e| {
-                let Operation::Deposit { account, amount, .. } = *op(e, 0) else { panic!() };
+                let Operation::Deposit {
+                    account, amount, ..
+                } = *op(e, 0)
+                else {
+                    panic!()
+                };
                 let amount = amount - Amount::ONE_SAT;
-                *op(e, 1) = Operation::Deposit { account, amount, outpoint: outpoint(1) };
+                *op(e, 1) = Operation::Deposit {
+                    account,
+                    amount,
+                    outpoint: outpoint(1),
+                };
                 e.body.terms[1] = e.body.terms[0].clone();
             },
             Rule::S2,
             "twice",
         ),
-        ("a refund that opens soon", |e| output(e, 1).confirmations = 144 - 36 + 1, Rule::S2, "refund opens in"),
+        (
+            "a refund that opens soon",
+            |e| output(e, 1).confirmations = 144 - 36 + 1,
+            Rule::S2,
+            "refund opens in",
+        ),
         (
             "a bump after the refund opened",
             |e| {
@@ -247,9 +343,24 @@ fn cases_of_inputs() -> Vec<Case> {
             Rule::S2,
             "refund opens in 0",
         ),
-        ("a top-up that is the treasury", |e| e.candidate.top_ups = vec![e.head.outpoint], Rule::S2, "twice"),
-        ("a top-up that is a deposit", |e| e.candidate.top_ups = vec![outpoint(1)], Rule::S2, "twice"),
-        ("an unknown top-up", |e| e.candidate.top_ups = vec![outpoint(7)], Rule::S2, "not an unspent output"),
+        (
+            "a top-up that is the treasury",
+            |e| e.candidate.top_ups = vec![e.head.outpoint],
+            Rule::S2,
+            "twice",
+        ),
+        (
+            "a top-up that is a deposit",
+            |e| e.candidate.top_ups = vec![outpoint(1)],
+            Rule::S2,
+            "twice",
+        ),
+        (
+            "an unknown top-up",
+            |e| e.candidate.top_ups = vec![outpoint(7)],
+            Rule::S2,
+            "not an unspent output",
+        ),
         (
             "a top-up that is another's",
             |e| {
@@ -259,27 +370,59 @@ fn cases_of_inputs() -> Vec<Case> {
             Rule::S2,
             "does not pay the vault",
         ),
-        ("too many top-ups", |e| e.candidate.top_ups = (20..29).map(outpoint).collect(), Rule::S2, "more than 8"),
+        (
+            "too many top-ups",
+            |e| e.candidate.top_ups = (20..29).map(outpoint).collect(),
+            Rule::S2,
+            "more than 8",
+        ),
     ]
 }
 
 fn cases_of_operations() -> Vec<Case> {
     vec![
-        ("another vault's body", |e| e.body.vault.0[0] ^= 1, Rule::S3, "another vault"),
-        ("another vault's candidate", |e| e.candidate.vault.0[0] ^= 1, Rule::S3, "another vault"),
-        ("another number in the candidate", |e| e.candidate.sequence.0 = 2, Rule::S3, "the candidate batch 2"),
-        ("no operations", |e| e.body.operations.clear(), Rule::S3, "empty"),
+        (
+            "another vault's body",
+            |e| e.body.vault.0[0] ^= 1,
+            Rule::S3,
+            "another vault",
+        ),
+        (
+            "another vault's candidate",
+            |e| e.candidate.vault.0[0] ^= 1,
+            Rule::S3,
+            "another vault",
+        ),
+        (
+            "another number in the candidate",
+            |e| e.candidate.sequence.0 = 2,
+            Rule::S3,
+            "the candidate batch 2",
+        ),
+        (
+            "no operations",
+            |e| e.body.operations.clear(),
+            Rule::S3,
+            "empty",
+        ),
         (
             "too many operations",
             |e| e.body.operations = vec![e.body.operations[2].clone(); 65],
             Rule::S3,
             "more than 64",
         ),
-        ("an operation twice", |e| *op(e, 3) = op(e, 2).clone(), Rule::S3, "in the batch twice"),
+        (
+            "an operation twice",
+            |e| *op(e, 3) = op(e, 2).clone(),
+            Rule::S3,
+            "in the batch twice",
+        ),
         (
             "a fee that is too small",
             |e| {
-                let Operation::Transfer { fee, .. } = op(e, 2) else { panic!() };
+                let Operation::Transfer { fee, .. } = op(e, 2) else {
+                    panic!()
+                };
                 *fee = Amount::from_sat(99);
             },
             Rule::S3,
@@ -288,7 +431,9 @@ fn cases_of_operations() -> Vec<Case> {
         (
             "an expired operation",
             |e| {
-                let Operation::Withdraw { last_valid, .. } = op(e, 3) else { panic!() };
+                let Operation::Withdraw { last_valid, .. } = op(e, 3) else {
+                    panic!()
+                };
                 *last_valid = SequenceNumber(0);
             },
             Rule::S3,
@@ -297,7 +442,9 @@ fn cases_of_operations() -> Vec<Case> {
         (
             "a payout that is dust",
             |e| {
-                let Operation::Withdraw { amount, .. } = op(e, 3) else { panic!() };
+                let Operation::Withdraw { amount, .. } = op(e, 3) else {
+                    panic!()
+                };
                 *amount = Amount::from_sat(293);
             },
             Rule::S3,
@@ -306,7 +453,9 @@ fn cases_of_operations() -> Vec<Case> {
         (
             "a payout to no standard script",
             |e| {
-                let Operation::Withdraw { script_pubkey, .. } = op(e, 3) else { panic!() };
+                let Operation::Withdraw { script_pubkey, .. } = op(e, 3) else {
+                    panic!()
+                };
                 *script_pubkey = ScriptBuf::from_bytes(vec![0x51]);
             },
             Rule::S3,
@@ -326,19 +475,61 @@ fn cases_of_ledger() -> Vec<Case> {
             Rule::S4,
             "does not follow",
         ),
-        ("an operation that does not apply", |e| e.replay = Err((3, OperationError::BadSignature)), Rule::S4, "operation 3"),
-        ("another digest at the treasury", |e| e.head.commitment.digest[0] ^= 1, Rule::S4, "own ledger"),
-        ("another supply at the treasury", |e| e.head.commitment.supply = Amount::ONE_SAT, Rule::S4, "own ledger"),
-        ("another digest at the end", |e| e.body.digests[1][0] ^= 1, Rule::S4, "digests"),
-        ("a digest too many", |e| e.body.digests.push([0; 32]), Rule::S4, "digests"),
-        ("no proof", |e| e.body.proofs.clear(), Rule::S4, "0 proofs for 1"),
-        ("a cut proof", |e| drop(e.body.proofs[0].pop()), Rule::S4, "does not decode"),
-        ("a proof of the wrong half", |e| e.body.proofs[0].rotate_left(32), Rule::S4, "the proof of chunk 0"),
+        (
+            "an operation that does not apply",
+            |e| e.replay = Err((3, OperationError::BadSignature)),
+            Rule::S4,
+            "operation 3",
+        ),
+        (
+            "another digest at the treasury",
+            |e| e.head.commitment.digest[0] ^= 1,
+            Rule::S4,
+            "own ledger",
+        ),
+        (
+            "another supply at the treasury",
+            |e| e.head.commitment.supply = Amount::ONE_SAT,
+            Rule::S4,
+            "own ledger",
+        ),
+        (
+            "another digest at the end",
+            |e| e.body.digests[1][0] ^= 1,
+            Rule::S4,
+            "digests",
+        ),
+        (
+            "a digest too many",
+            |e| e.body.digests.push([0; 32]),
+            Rule::S4,
+            "digests",
+        ),
+        (
+            "no proof",
+            |e| e.body.proofs.clear(),
+            Rule::S4,
+            "0 proofs for 1",
+        ),
+        (
+            "a cut proof",
+            |e| e.body.proofs[0].truncate(127),
+            Rule::S4,
+            "does not decode",
+        ),
+        (
+            "a proof of the wrong half",
+            |e| e.body.proofs[0].rotate_left(32),
+            Rule::S4,
+            "the proof of chunk 0",
+        ),
         (
             // What the proof commits to is the operations that are paid, not others.
             "a proof of another amount",
             |e| {
-                let Operation::Withdraw { amount, .. } = op(e, 3) else { panic!() };
+                let Operation::Withdraw { amount, .. } = op(e, 3) else {
+                    panic!()
+                };
                 *amount = Amount::from_sat(30_000);
             },
             Rule::S4,
@@ -349,9 +540,24 @@ fn cases_of_ledger() -> Vec<Case> {
 
 fn cases_of_transaction() -> Vec<Case> {
     vec![
-        ("another transaction", |e| e.candidate.txid = Txid::all_zeros(), Rule::S1, "rebuilt from own data"),
-        ("another fee than stated", |e| e.candidate.fee += Amount::ONE_SAT, Rule::S1, "rebuilt from own data"),
-        ("a top-up that is left out", |e| e.candidate.top_ups = vec![outpoint(9)], Rule::S1, "rebuilt from own data"),
+        (
+            "another transaction",
+            |e| e.candidate.txid = Txid::all_zeros(),
+            Rule::S1,
+            "rebuilt from own data",
+        ),
+        (
+            "another fee than stated",
+            |e| e.candidate.fee += Amount::ONE_SAT,
+            Rule::S1,
+            "rebuilt from own data",
+        ),
+        (
+            "a top-up that is left out",
+            |e| e.candidate.top_ups = vec![outpoint(9)],
+            Rule::S1,
+            "rebuilt from own data",
+        ),
         (
             "a fee that nothing can pay",
             |e| e.candidate.fee = Amount::from_sat(1_000_000),
@@ -379,8 +585,18 @@ fn cases_of_transaction() -> Vec<Case> {
             Rule::S5,
             "above this operator's cap",
         ),
-        ("a fee rate above the cap", |e| e.caps.max_fee_rate_sat_per_vb = 4, Rule::S5, "sat/vB"),
-        ("fees above what users paid lately", |e| e.recent_net_fees = 1_601, Rule::S5, "within 144 blocks"),
+        (
+            "a fee rate above the cap",
+            |e| e.caps.max_fee_rate_sat_per_vb = 4,
+            Rule::S5,
+            "sat/vB",
+        ),
+        (
+            "fees above what users paid lately",
+            |e| e.recent_net_fees = 1_601,
+            Rule::S5,
+            "within 144 blocks",
+        ),
     ]
 }
 
@@ -392,11 +608,22 @@ fn an_honest_batch_is_verified_and_each_single_change_is_refused_by_its_rule() {
     assert_eq!(verified.unsigned().compute_txid(), honest.candidate.txid);
     assert_eq!(super::Verified::Batch(verified).messages().len(), 3);
 
-    let cases = [cases_of_inputs(), cases_of_operations(), cases_of_ledger(), cases_of_transaction()].concat();
+    let cases = [
+        cases_of_inputs(),
+        cases_of_operations(),
+        cases_of_ledger(),
+        cases_of_transaction(),
+    ]
+    .concat();
     for (name, change, rule, words) in cases {
         let mut changed = honest.clone();
         change(&mut changed);
-        let Err(Refusal { rule: found, reason, .. }) = batch(&changed, &keys.verifying) else {
+        let Err(Refusal {
+            rule: found,
+            reason,
+            ..
+        }) = batch(&changed, &keys.verifying)
+        else {
             panic!("{name} was verified");
         };
         assert_eq!(found, rule, "{name}: {reason}");
@@ -433,7 +660,11 @@ fn a_refusal_names_the_operation_at_fault() {
     let head = Treasury {
         outpoint: candidate.parent,
         value: testing::GENESIS_AMOUNT,
-        commitment: Commitment { sequence: SequenceNumber(0), supply: Amount::ZERO, digest: [0; 32] },
+        commitment: Commitment {
+            sequence: SequenceNumber(0),
+            supply: Amount::ZERO,
+            digest: [0; 32],
+        },
     };
     let evidence = Evidence {
         vault: Arc::clone(vault),
@@ -447,7 +678,10 @@ fn a_refusal_names_the_operation_at_fault() {
         recent_net_fees: 0,
     };
     let refusal = super::s03_operations::check(&evidence).unwrap_err();
-    assert_eq!((refusal.rule, refusal.operation), (Rule::S3, Some(low.id(&id))));
+    assert_eq!(
+        (refusal.rule, refusal.operation),
+        (Rule::S3, Some(low.id(&id)))
+    );
 }
 
 #[test]
@@ -456,7 +690,12 @@ fn a_genesis_is_verified_and_each_single_change_is_refused() {
     let genesis = testing::genesis();
     let check = |genesis: &protocol::vault::Genesis, output: Option<&UnspentOutput>| {
         let output = output.map(|output| (output, tip));
-        genesis::check(testing::vault_key(), testing::VERIFYING_KEY_HASH, genesis, output)
+        genesis::check(
+            testing::vault_key(),
+            testing::VERIFYING_KEY_HASH,
+            genesis,
+            output,
+        )
     };
     let verified = check(&genesis, Some(&honest)).unwrap();
     assert_eq!(verified.height(), testing::GENESIS_HEIGHT);
@@ -489,5 +728,10 @@ fn a_genesis_is_verified_and_each_single_change_is_refused() {
     let mut dust = (genesis, honest);
     dust.0.amount = Amount::from_sat(329);
     dust.1.value = dust.0.amount;
-    assert!(check(&dust.0, Some(&dust.1)).unwrap_err().reason.contains("dust"));
+    assert!(
+        check(&dust.0, Some(&dust.1))
+            .unwrap_err()
+            .reason
+            .contains("dust")
+    );
 }
