@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use ark_ff::{Field as _, One as _, Zero as _};
+use ark_ff::{Field as _, One as _, PrimeField as _, Zero as _};
 use ledger::{Field, poseidon::Arithmetic};
 use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
 
 /// Public inputs of a chunk's proof: digest before, digest after, commitment.
 pub(crate) const PUBLIC_INPUTS: usize = 3;
@@ -253,6 +254,22 @@ impl Constraints {
     /// The constant one and the public inputs.
     pub(crate) fn inputs(&self) -> usize {
         1 + PUBLIC_INPUTS
+    }
+
+    /// SHA-256 of the variables' number and of each constraint's sides.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update((self.variables as u64).to_le_bytes());
+        for terms in self.matrices.iter().flatten() {
+            hash.update((terms.len() as u64).to_le_bytes());
+            for (coefficient, variable) in terms {
+                hash.update((*variable as u64).to_le_bytes());
+                for limb in coefficient.into_bigint().as_ref() {
+                    hash.update(limb.to_le_bytes());
+                }
+            }
+        }
+        hash.finalize().into()
     }
 
     /// The first constraint that the variables do not satisfy. A missing variable counts as zero.

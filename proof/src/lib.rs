@@ -35,7 +35,7 @@ pub use keys::{
     CIRCUIT_VERSION, KeyError, Keys, PROVING_KEY_FILE, ProvingKey, SETUP_LABEL, SetupStep,
     VERIFYING_KEY_FILE, VerifyingKey, VerifyingKeyHash,
 };
-pub use prove::{ProveError, constraint_count, prove_chunk};
+pub use prove::{ProveError, circuit_digest, constraint_count, prove_chunk};
 pub use verify::{
     ChunkProof, PROOF_BYTES, ProofDecodeError, VerifyError, verify_chunk, verify_chunks,
 };

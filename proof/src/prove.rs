@@ -31,6 +31,11 @@ pub fn constraint_count() -> usize {
     CONSTRAINTS.len()
 }
 
+/// SHA-256 of all constraints: says whether two programs have the same circuit.
+pub fn circuit_digest() -> [u8; 32] {
+    CONSTRAINTS.digest()
+}
+
 /// Proves `chunk`, on all cores. Takes seconds.
 ///
 /// # Errors

@@ -191,13 +191,21 @@ fn rebuild_path(row: &mut RowAssignment, tree: &mut Tree) {
     }
 }
 
-/// No constraint but those of the tampered rule can fail, and one does.
+/// Constraints that one broken rule breaks, at most: a row's key, say, is compared in two coordinates, and so is the
+/// signature that it should have made.
+const MOST_BROKEN: usize = 8;
+
+/// The constraints of the tampered rule fail, and no others.
 #[track_caller]
 fn refused(chunk: &ChunkAssignment) {
-    let inputs = fitting_inputs(chunk);
+    let variables = assign(fitting_inputs(chunk), chunk);
+    let broken = (0..CONSTRAINTS.len())
+        .filter(|&i| !holds(i, &variables))
+        .count();
+    assert!(broken > 0, "the circuit accepts the tampered witness");
     assert!(
-        CONSTRAINTS.unsatisfied(&assign(inputs, chunk)).is_some(),
-        "the circuit accepts the tampered witness"
+        broken <= MOST_BROKEN,
+        "{broken} constraints fail: something else is broken as well"
     );
 }
 
