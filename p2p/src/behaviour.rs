@@ -76,7 +76,11 @@ pub(crate) fn swarm(
     };
     let swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, mux)
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            noise::Config::new,
+            mux,
+        )
         .map_err(setup)?
         .with_behaviour(|_| behaviour)
         .map_err(setup)?
@@ -116,7 +120,9 @@ fn behaviour(key: &Keypair, roster: &Roster, names: &Names) -> Result<Behaviour,
                 .with_agent_version(format!("drawbridge/{}", env!("CARGO_PKG_VERSION"))),
         ),
         ping: ping::Behaviour::new(
-            ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
+            ping::Config::new()
+                .with_interval(PING_INTERVAL)
+                .with_timeout(PING_TIMEOUT),
         ),
     })
 }
@@ -155,7 +161,12 @@ fn gossip(
 /// author's own message look like a repetition of his.
 fn message_id(message: &gossipsub::Message) -> MessageId {
     let mut hash = Sha256::new();
-    hash.update(message.source.map(|peer| peer.to_bytes()).unwrap_or_default());
+    hash.update(
+        message
+            .source
+            .map(|peer| peer.to_bytes())
+            .unwrap_or_default(),
+    );
     hash.update([0]);
     hash.update(&message.data);
     MessageId::new(&hash.finalize())

@@ -32,15 +32,25 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [(u8, Self); 4] =
-        [(1, Self::TooFast), (2, Self::Busy), (3, Self::NoAnswer), (4, Self::AnswerTooLarge)];
+    const ALL: [(u8, Self); 4] = [
+        (1, Self::TooFast),
+        (2, Self::Busy),
+        (3, Self::NoAnswer),
+        (4, Self::AnswerTooLarge),
+    ];
 
     fn to_byte(self) -> u8 {
-        Self::ALL.iter().find(|(_, known)| *known == self).map_or(u8::MAX, |(byte, _)| *byte)
+        Self::ALL
+            .iter()
+            .find(|(_, known)| *known == self)
+            .map_or(u8::MAX, |(byte, _)| *byte)
     }
 
     fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL.iter().find(|(known, _)| *known == byte).map(|(_, refusal)| *refusal)
+        Self::ALL
+            .iter()
+            .find(|(known, _)| *known == byte)
+            .map(|(_, refusal)| *refusal)
     }
 }
 
@@ -60,7 +70,9 @@ pub(crate) struct AskCodec {
 
 impl Default for AskCodec {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(MAX_OPEN_ASK_BYTES / ROOM_UNIT_BYTES)) }
+        Self {
+            room: Arc::new(Semaphore::new(MAX_OPEN_ASK_BYTES / ROOM_UNIT_BYTES)),
+        }
     }
 }
 
@@ -81,7 +93,10 @@ impl Codec for AskCodec {
         } else {
             None
         };
-        Ok(Question { data: read_body(io, len).await?, room })
+        Ok(Question {
+            data: read_body(io, len).await?,
+            room,
+        })
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Answer>
@@ -137,20 +152,31 @@ async fn read_len<T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result<usize> 
     io.read_exact(&mut len).await?;
     let len = usize::try_from(u32::from_be_bytes(len)).map_err(io::Error::other)?;
     if len > MAX_ASK_BYTES {
-        return Err(invalid(format!("message of {len} bytes, the bound is {MAX_ASK_BYTES}")));
+        return Err(invalid(format!(
+            "message of {len} bytes, the bound is {MAX_ASK_BYTES}"
+        )));
     }
     Ok(len)
 }
 
 async fn read_body<T: AsyncRead + Unpin + Send>(io: &mut T, len: usize) -> io::Result<Vec<u8>> {
     let mut data = Vec::new();
-    io.take(u64::try_from(len).map_err(io::Error::other)?).read_to_end(&mut data).await?;
-    if data.len() == len { Ok(data) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    io.take(u64::try_from(len).map_err(io::Error::other)?)
+        .read_to_end(&mut data)
+        .await?;
+    if data.len() == len {
+        Ok(data)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, data: &[u8]) -> io::Result<()> {
     if data.len() > MAX_ASK_BYTES {
-        return Err(invalid(format!("message of {} bytes is too large to send", data.len())));
+        return Err(invalid(format!(
+            "message of {} bytes is too large to send",
+            data.len()
+        )));
     }
     let len = u32::try_from(data.len()).map_err(io::Error::other)?;
     io.write_all(&len.to_be_bytes()).await?;
@@ -178,7 +204,10 @@ mod tests {
         let mut codec = AskCodec::default();
         for data in [vec![], vec![7; 100_000]] {
             let mut wire = Vec::new();
-            let sent = Question { data: data.clone(), room: None };
+            let sent = Question {
+                data: data.clone(),
+                room: None,
+            };
             block_on(codec.write_request(&NAME, &mut wire, sent)).unwrap();
             assert_eq!(question(&wire, &mut codec).unwrap().data, data);
             let refusals = Refusal::ALL.map(|(_, refusal)| Err(refusal));
@@ -198,7 +227,10 @@ mod tests {
         let error = question(&claimed.to_be_bytes(), &mut codec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
         let mut wire = Vec::new();
-        let sent = Question { data: vec![0; MAX_ASK_BYTES + 1], room: None };
+        let sent = Question {
+            data: vec![0; MAX_ASK_BYTES + 1],
+            room: None,
+        };
         block_on(codec.write_request(&NAME, &mut wire, sent)).unwrap_err();
         assert_eq!(wire, [0; 0]);
     }
@@ -217,8 +249,9 @@ mod tests {
         let mut large = u32::try_from(MAX_ASK_BYTES).unwrap().to_be_bytes().to_vec();
         large.extend(vec![0; MAX_ASK_BYTES]);
         let fit = MAX_OPEN_ASK_BYTES / MAX_ASK_BYTES;
-        let mut held: Vec<_> =
-            (0..fit).map(|_| question(&large, &mut codec).unwrap().room).collect();
+        let mut held: Vec<_> = (0..fit)
+            .map(|_| question(&large, &mut codec).unwrap().room)
+            .collect();
         question(&large, &mut codec).unwrap_err();
         question(&[0, 0, 0, 1, 5], &mut codec).unwrap();
         held.pop();

@@ -99,12 +99,18 @@ impl EventLoop {
         let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
         while let Some(some) = pending.values().next().cloned() {
             let next = tokio::time::timeout_at(deadline, self.swarm.select_next_some());
-            let event = next.await.map_err(|_| failed(&some, "no answer in time".to_owned()))?;
+            let event = next
+                .await
+                .map_err(|_| failed(&some, "no answer in time".to_owned()))?;
             match &event {
                 SwarmEvent::NewListenAddr { listener_id, .. } => {
                     pending.remove(listener_id);
                 }
-                SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
+                SwarmEvent::ListenerClosed {
+                    listener_id,
+                    reason: Err(error),
+                    ..
+                } => {
                     let address = pending.get(listener_id).unwrap_or(&some);
                     return Err(failed(address, error.to_string()));
                 }
@@ -165,20 +171,35 @@ impl EventLoop {
             return;
         }
         let give_up = after(Instant::now(), ASK_WAIT);
-        peer.waiting.push_back(PendingAsk { data, answer, give_up });
+        peer.waiting.push_back(PendingAsk {
+            data,
+            answer,
+            give_up,
+        });
         self.send_waiting(key);
     }
 
     /// Sends what waits for this peer, as far as its share of streams goes.
     fn send_waiting(&mut self, key: PeerKey) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         while peer.is_connected && peer.in_flight < MAX_ASKS_IN_FLIGHT_PER_PEER {
-            let Some(ask) = peer.waiting.pop_front() else { return };
+            let Some(ask) = peer.waiting.pop_front() else {
+                return;
+            };
             if ask.answer.is_closed() {
                 continue;
             }
-            let question = Question { data: ask.data, room: None };
-            let id = self.swarm.behaviour_mut().ask.send_request(&peer.id, question);
+            let question = Question {
+                data: ask.data,
+                room: None,
+            };
+            let id = self
+                .swarm
+                .behaviour_mut()
+                .ask
+                .send_request(&peer.id, question);
             peer.in_flight = peer.in_flight.saturating_add(1);
             self.asked.insert(id, (key, ask.answer));
         }
@@ -237,10 +258,19 @@ impl EventLoop {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             SwarmEvent::ConnectionEstablished { peer_id, .. } => self.on_connected(peer_id),
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                num_established: 0,
+                cause,
+                ..
+            } => {
                 self.on_disconnected(peer_id, cause.map(|cause| cause.to_string()));
             }
-            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+            SwarmEvent::IncomingConnectionError {
+                send_back_addr,
+                error,
+                ..
+            } => {
                 self.board.counters.connections_refused();
                 tracing::debug!(from = %send_back_addr, %error, "refused a connection");
             }
@@ -259,8 +289,12 @@ impl EventLoop {
     }
 
     fn on_connected(&mut self, id: PeerId) {
-        let Some(key) = self.keys.get(&id).copied() else { return };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(key) = self.keys.get(&id).copied() else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         if !peer.is_connected {
             tracing::info!(peer = %key, "connected");
         }
@@ -271,8 +305,12 @@ impl EventLoop {
     }
 
     fn on_disconnected(&mut self, id: PeerId, cause: Option<String>) {
-        let Some(key) = self.keys.get(&id).copied() else { return };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(key) = self.keys.get(&id).copied() else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         tracing::info!(peer = %key, cause = cause.unwrap_or_default(), "disconnected");
         peer.disconnected(Instant::now());
         self.board.connected().remove(&key);
@@ -304,8 +342,16 @@ impl EventLoop {
         if !matches!(acceptance, MessageAcceptance::Accept) {
             return;
         }
-        if let Some(from) = message.source.and_then(|author| self.keys.get(&author).copied())
-            && self.events.try_send(Event::Gossip { from, data: message.data }).is_err()
+        if let Some(from) = message
+            .source
+            .and_then(|author| self.keys.get(&author).copied())
+            && self
+                .events
+                .try_send(Event::Gossip {
+                    from,
+                    data: message.data,
+                })
+                .is_err()
         {
             self.board.counters.gossip_dropped();
         }
@@ -329,7 +375,10 @@ impl EventLoop {
             counters.gossip_invalid();
             return MessageAcceptance::Reject;
         }
-        if !message.sequence_number.is_some_and(|number| author.seen.is_new(number)) {
+        if !message
+            .sequence_number
+            .is_some_and(|number| author.seen.is_new(number))
+        {
             counters.gossip_invalid();
             return MessageAcceptance::Ignore;
         }
@@ -343,14 +392,21 @@ impl EventLoop {
     fn on_ask_event(&mut self, event: request_response::Event<Question, Answer>) {
         match event {
             request_response::Event::Message { peer, message, .. } => match message {
-                Message::Request { request, channel, .. } => {
+                Message::Request {
+                    request, channel, ..
+                } => {
                     self.on_question(peer, request, channel);
                 }
-                Message::Response { request_id, response } => {
+                Message::Response {
+                    request_id,
+                    response,
+                } => {
                     self.on_outcome(request_id, response.map_err(AskError::Refused));
                 }
             },
-            request_response::Event::OutboundFailure { request_id, error, .. } => {
+            request_response::Event::OutboundFailure {
+                request_id, error, ..
+            } => {
                 let error = match error {
                     OutboundFailure::Timeout => AskError::Timeout,
                     other => AskError::Failed(other.to_string()),
@@ -365,8 +421,12 @@ impl EventLoop {
     }
 
     fn on_question(&mut self, from: PeerId, asked: Question, channel: ResponseChannel<Answer>) {
-        let Some(key) = self.keys.get(&from).copied() else { return };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(key) = self.keys.get(&from).copied() else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         let counters = &self.board.counters;
         let refusal = if !peer.asks.take(asked.data.len(), Instant::now()) {
             counters.asks_over_rate();
@@ -376,12 +436,20 @@ impl EventLoop {
             Refusal::Busy
         } else {
             let (answer, answered) = oneshot::channel();
-            let reply = Reply { answer, _room: asked.room };
-            match self.events.try_send(Event::Ask { from: key, data: asked.data, reply }) {
+            let reply = Reply {
+                answer,
+                _room: asked.room,
+            };
+            match self.events.try_send(Event::Ask {
+                from: key,
+                data: asked.data,
+                reply,
+            }) {
                 Ok(()) => {
                     peer.open_asks = peer.open_asks.saturating_add(1);
                     let answer = answered.map(|sent| sent.unwrap_or(Err(Refusal::NoAnswer)));
-                    self.answering.push(answer.map(move |answer| (key, channel, answer)).boxed());
+                    self.answering
+                        .push(answer.map(move |answer| (key, channel, answer)).boxed());
                     return;
                 }
                 Err(_) => {
@@ -390,20 +458,32 @@ impl EventLoop {
                 }
             }
         };
-        let _ = self.swarm.behaviour_mut().ask.send_response(channel, Err(refusal));
+        let _ = self
+            .swarm
+            .behaviour_mut()
+            .ask
+            .send_response(channel, Err(refusal));
     }
 
     fn on_answer(&mut self, key: PeerKey, channel: ResponseChannel<Answer>, answer: Answer) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.open_asks = peer.open_asks.saturating_sub(1);
         }
-        if self.swarm.behaviour_mut().ask.send_response(channel, answer).is_err() {
+        if self
+            .swarm
+            .behaviour_mut()
+            .ask
+            .send_response(channel, answer)
+            .is_err()
+        {
             tracing::debug!(peer = %key, "answered too late");
         }
     }
 
     fn on_outcome(&mut self, id: OutboundRequestId, outcome: Result<Vec<u8>, AskError>) {
-        let Some((key, answer)) = self.asked.remove(&id) else { return };
+        let Some((key, answer)) = self.asked.remove(&id) else {
+            return;
+        };
         let _ = answer.send(outcome);
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.in_flight = peer.in_flight.saturating_sub(1);

@@ -10,7 +10,10 @@
 //! handshake has shown who it is (S12). Every message is bounded in size before memory is taken for
 //! it, and in rate per peer; every queue has a bound, and what does not fit is refused and counted.
 //! Nothing here knows what the bytes mean: the caller decodes and judges them. See `docs/network.md`.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
 
 mod behaviour;
 mod codec;

@@ -22,7 +22,12 @@ pub(crate) struct TokenBucket {
 
 impl TokenBucket {
     pub fn new(rate: u32, burst: u32, now: Instant) -> Self {
-        Self { rate, burst, tokens: f64::from(burst), filled: now }
+        Self {
+            rate,
+            burst,
+            tokens: f64::from(burst),
+            filled: now,
+        }
     }
 
     /// Takes what a message of `bytes` costs, or nothing if there is not enough.
@@ -40,7 +45,10 @@ impl TokenBucket {
 }
 
 fn cost(bytes: usize) -> f64 {
-    let units = bytes.checked_div(RATE_UNIT_BYTES).unwrap_or(usize::MAX).saturating_add(1);
+    let units = bytes
+        .checked_div(RATE_UNIT_BYTES)
+        .unwrap_or(usize::MAX)
+        .saturating_add(1);
     f64::from(u32::try_from(units).unwrap_or(u32::MAX))
 }
 

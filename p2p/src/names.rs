@@ -51,7 +51,10 @@ mod tests {
         let names = Names::new("regtest-0a1b").unwrap();
         assert_eq!(names.ask.as_ref(), "/drawbridge/1/regtest-0a1b/ask");
         for bad in ["", "a/b", "a b", "\u{e9}", &"x".repeat(65)] {
-            assert!(matches!(Names::new(bad), Err(StartError::NetworkName(_))), "{bad}");
+            assert!(
+                matches!(Names::new(bad), Err(StartError::NetworkName(_))),
+                "{bad}"
+            );
         }
     }
 }

@@ -59,8 +59,11 @@ impl Reply {
     /// Answers. An answer above [`MAX_ASK_BYTES`] becomes [`Refusal::AnswerTooLarge`]; an asker who has
     /// gone away does not matter.
     pub fn send(self, data: Vec<u8>) {
-        let answer =
-            if data.len() > MAX_ASK_BYTES { Err(Refusal::AnswerTooLarge) } else { Ok(data) };
+        let answer = if data.len() > MAX_ASK_BYTES {
+            Err(Refusal::AnswerTooLarge)
+        } else {
+            Ok(data)
+        };
         let _ = self.answer.send(answer);
     }
 
@@ -123,8 +126,15 @@ pub enum AskError {
 }
 
 pub(crate) enum Command {
-    Publish { data: Vec<u8>, done: oneshot::Sender<Result<(), PublishError>> },
-    Ask { peer: PeerKey, data: Vec<u8>, answer: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Publish {
+        data: Vec<u8>,
+        done: oneshot::Sender<Result<(), PublishError>>,
+    },
+    Ask {
+        peer: PeerKey,
+        data: Vec<u8>,
+        answer: oneshot::Sender<Result<Vec<u8>, AskError>>,
+    },
     ShutDown,
 }
 
@@ -138,11 +148,15 @@ pub(crate) struct Board {
 
 impl Board {
     pub fn connected(&self) -> MutexGuard<'_, BTreeSet<PeerKey>> {
-        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn listening(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -165,22 +179,39 @@ pub async fn start(
     let names = Names::new(&settings.network)?;
     let own = identity.public();
     let roster = Roster::new(own, &settings.peers)?;
-    let listen =
-        settings.listen.iter().map(|text| address(text)).collect::<Result<Vec<_>, _>>()?;
+    let listen = settings
+        .listen
+        .iter()
+        .map(|text| address(text))
+        .collect::<Result<Vec<_>, _>>()?;
     let swarm = behaviour::swarm(identity, &roster, &names)?;
     let board = Arc::new(Board::default());
     let (commands, command_receiver) = mpsc::channel(MAX_COMMANDS);
     let (events, event_receiver) = mpsc::channel(MAX_EVENTS);
     let (stop, stopped) = watch::channel(false);
-    let mut event_loop =
-        EventLoop::new(swarm, own, roster, names, command_receiver, events, Arc::clone(&board));
+    let mut event_loop = EventLoop::new(
+        swarm,
+        own,
+        roster,
+        names,
+        command_receiver,
+        events,
+        Arc::clone(&board),
+    );
     event_loop.listen(listen).await?;
     tokio::spawn(async move {
         event_loop.run().await;
         drop(event_loop);
         let _ = stop.send(true);
     });
-    Ok((Network { commands, board, stopped }, event_receiver))
+    Ok((
+        Network {
+            commands,
+            board,
+            stopped,
+        },
+        event_receiver,
+    ))
 }
 
 impl Network {
@@ -195,7 +226,10 @@ impl Network {
         }
         let (done, result) = oneshot::channel();
         let command = Command::Publish { data, done };
-        self.commands.send(command).await.map_err(|_| PublishError::ShutDown)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| PublishError::ShutDown)?;
         result.await.map_err(|_| PublishError::ShutDown)?
     }
 
@@ -209,7 +243,10 @@ impl Network {
         }
         let (answer, result) = oneshot::channel();
         let command = Command::Ask { peer, data, answer };
-        self.commands.send(command).await.map_err(|_| AskError::ShutDown)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| AskError::ShutDown)?;
         result.await.map_err(|_| AskError::ShutDown)?
     }
 

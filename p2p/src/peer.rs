@@ -60,7 +60,11 @@ impl Peer {
             is_connected: false,
             announced: false,
             failed_calls: 0,
-            next_call: if we_call_first { now } else { after(now, COURTESY) },
+            next_call: if we_call_first {
+                now
+            } else {
+                after(now, COURTESY)
+            },
             authored: TokenBucket::new(GOSSIP_RATE, GOSSIP_BURST, now),
             relayed: TokenBucket::new(RELAY_RATE, RELAY_BURST, now),
             asks: TokenBucket::new(ASK_RATE, ASK_BURST, now),
@@ -95,7 +99,9 @@ impl Peer {
 /// Half of it is random, so that peers do not call in step.
 fn wait_after(failed_calls: u32) -> Duration {
     let doubled = FIRST_REDIAL.saturating_mul(1_u32 << failed_calls.min(16));
-    doubled.min(LONGEST_REDIAL).mul_f64(rand::thread_rng().gen_range(0.5..=1.0))
+    doubled
+        .min(LONGEST_REDIAL)
+        .mul_f64(rand::thread_rng().gen_range(0.5..=1.0))
 }
 
 pub(crate) fn after(now: Instant, wait: Duration) -> Instant {

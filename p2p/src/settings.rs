@@ -73,8 +73,11 @@ impl Roster {
         let mut roster = Self::default();
         for peer in peers.iter().filter(|peer| peer.key != own) {
             let id = peer_id(peer.key)?;
-            let addresses =
-                peer.addresses.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
+            let addresses = peer
+                .addresses
+                .iter()
+                .map(|text| address(text))
+                .collect::<Result<_, _>>()?;
             if roster.addresses.insert(peer.key, (id, addresses)).is_some() {
                 return Err(StartError::DuplicatePeer(peer.key));
             }
@@ -88,7 +91,8 @@ impl Roster {
 }
 
 pub(crate) fn peer_id(key: PeerKey) -> Result<PeerId, StartError> {
-    let public = ed25519::PublicKey::try_from_bytes(&key.0).map_err(|_| StartError::PeerKey(key))?;
+    let public =
+        ed25519::PublicKey::try_from_bytes(&key.0).map_err(|_| StartError::PeerKey(key))?;
     Ok(PublicKey::from(public).to_peer_id())
 }
 

@@ -1,6 +1,11 @@
 //! Peers that break the rules: strangers, garbage, floods, oversized messages. They are raw libp2p
 //! swarms or sockets, because our own node would not send such things.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -103,9 +108,17 @@ fn liar(seed: u8, calls: &Node) -> Swarm<Liar> {
     );
     let mut swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .with_tcp(
+            tcp::Config::default(),
+            noise::Config::new,
+            yamux::Config::default,
+        )
         .unwrap()
-        .with_behaviour(|_| Liar { gossip, ask, ping: ping::Behaviour::default() })
+        .with_behaviour(|_| Liar {
+            gossip,
+            ask,
+            ping: ping::Behaviour::default(),
+        })
         .unwrap()
         .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
         .build();
@@ -121,7 +134,10 @@ async fn node_and_liar() -> (Node, Swarm<Liar>) {
     within(async {
         loop {
             let event = liar.select_next_some().await;
-            if let SwarmEvent::Behaviour(LiarEvent::Gossip(gossipsub::Event::Subscribed { .. })) = event {
+            if let SwarmEvent::Behaviour(LiarEvent::Gossip(gossipsub::Event::Subscribed {
+                ..
+            })) = event
+            {
                 return;
             }
         }
@@ -151,7 +167,9 @@ async fn answer_to(liar: &mut Swarm<Liar>, node: &Node, data: Vec<u8>) -> Option
     let id = libp2p::identity::PublicKey::from(
         libp2p::identity::ed25519::PublicKey::try_from_bytes(&node.key.0).unwrap(),
     );
-    liar.behaviour_mut().ask.send_request(&id.to_peer_id(), data);
+    liar.behaviour_mut()
+        .ask
+        .send_request(&id.to_peer_id(), data);
     within(async {
         loop {
             match liar.select_next_some().await {
@@ -176,7 +194,9 @@ async fn a_stranger_is_refused_at_the_handshake() {
     within(async {
         loop {
             let event = stranger.select_next_some().await;
-            if let SwarmEvent::ConnectionClosed { .. } | SwarmEvent::OutgoingConnectionError { .. } = event {
+            if let SwarmEvent::ConnectionClosed { .. }
+            | SwarmEvent::OutgoingConnectionError { .. } = event
+            {
                 return;
             }
         }
@@ -208,7 +228,8 @@ async fn garbage_on_the_port_does_no_harm() {
     let mut held = Vec::new();
     for i in 0..50_u8 {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        // Some say nothing, some a wrong protocol, some a frame that claims to be large.
+        // Some say nothing, some begin a message and never end it, some send no message at all. Only the
+        // last are refused at once; the others hold their places during what follows.
         let garbage: &[u8] = match i % 3 {
             0 => &[],
             1 => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -218,7 +239,7 @@ async fn garbage_on_the_port_does_no_harm() {
         let _ = socket.write_all(garbage).await;
         held.push(socket);
     }
-    until(|| nodes[0].network.counts().connections_refused >= 30).await;
+    until(|| nodes[0].network.counts().connections_refused >= 16).await;
     let late = nodes[1].network.publish(b"still here".to_vec()).await;
     assert_eq!(late, Ok(()));
     assert_eq!(nodes[0].next_gossip().await.1, b"still here");
@@ -250,7 +271,10 @@ async fn until_counted(
 #[tokio::test]
 async fn questions_above_the_bound_or_cut_short_are_refused_by_the_receiver() {
     let (mut node, mut liar) = node_and_liar().await;
-    let too_large = u32::try_from(MAX_ASK_BYTES + 1).unwrap().to_be_bytes().to_vec();
+    let too_large = u32::try_from(MAX_ASK_BYTES + 1)
+        .unwrap()
+        .to_be_bytes()
+        .to_vec();
     assert_eq!(answer_to(&mut liar, &node, too_large).await, None);
     assert_eq!(answer_to(&mut liar, &node, vec![0, 0, 1, 0, 7]).await, None);
     assert_eq!(answer_to(&mut liar, &node, vec![0]).await, None);
@@ -265,11 +289,18 @@ async fn questions_above_the_bound_or_cut_short_are_refused_by_the_receiver() {
             }
         }
     });
-    let fine = Node { key: key(1), network, events: tokio::sync::mpsc::channel(1).1 };
+    let fine = Node {
+        key: key(1),
+        network,
+        events: tokio::sync::mpsc::channel(1).1,
+    };
     let answer = answer_to(&mut liar, &fine, vec![0, 0, 0, 2, b'h', b'i']).await;
     assert_eq!(answer.unwrap(), [0, 0, 0, 0, 2, b'o', b'k']);
     let mut node = server.await.unwrap();
-    assert!(node.events.try_recv().is_err(), "no other question came through");
+    assert!(
+        node.events.try_recv().is_err(),
+        "no other question came through"
+    );
 }
 
 #[tokio::test]
@@ -285,7 +316,11 @@ async fn a_flood_is_cut_to_its_rate_while_others_get_through() {
         while sent < FLOOD {
             // As fast as the connection takes it.
             while sent < FLOOD
-                && liar.behaviour_mut().gossip.publish(topic.clone(), sent.to_be_bytes()).is_ok()
+                && liar
+                    .behaviour_mut()
+                    .gossip
+                    .publish(topic.clone(), sent.to_be_bytes())
+                    .is_ok()
             {
                 sent += 1;
                 if sent % 100 == 0 {
@@ -302,8 +337,17 @@ async fn a_flood_is_cut_to_its_rate_while_others_get_through() {
     let mut said = 0_u32;
     let started = tokio::time::Instant::now();
     while node.network.counts().gossip_over_rate < 100 || from_friend < 20 {
-        assert!(started.elapsed() < support::PATIENCE, "{:?}", node.network.counts());
-        if friend.network.publish(format!("friend {said}").into_bytes()).await.is_ok() {
+        assert!(
+            started.elapsed() < support::PATIENCE,
+            "{:?}",
+            node.network.counts()
+        );
+        if friend
+            .network
+            .publish(format!("friend {said}").into_bytes())
+            .await
+            .is_ok()
+        {
             said += 1;
         }
         while let Ok(event) = node.events.try_recv() {
@@ -316,7 +360,10 @@ async fn a_flood_is_cut_to_its_rate_while_others_get_through() {
         sleep(Duration::from_millis(5)).await;
     }
     let seconds = u32::try_from(started.elapsed().as_secs()).unwrap() + 1;
-    assert!(from_liar <= GOSSIP_BURST + seconds * p2p::GOSSIP_RATE, "{from_liar}");
+    assert!(
+        from_liar <= GOSSIP_BURST + seconds * p2p::GOSSIP_RATE,
+        "{from_liar}"
+    );
     assert!(from_liar < FLOOD);
     flood.abort();
 }

@@ -1,5 +1,10 @@
 //! Nodes that keep to the rules, over loopback TCP.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -9,14 +14,19 @@ use p2p::{
     AskError, Event, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, PeerAddress, PublishError, Refusal, Settings,
     StartError,
 };
-use support::{
-    NETWORK, Node, caller, cluster, identity, key, start, start_at, until, within,
-};
+use support::{NETWORK, Node, caller, cluster, identity, key, start, start_at, until, within};
 
 /// Answers every question by what `answer` makes of it.
-fn serve(mut node: Node, answer: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'static) {
+fn serve(node: Node, answer: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'static) {
+    let Node {
+        network,
+        mut events,
+        ..
+    } = node;
     tokio::spawn(async move {
-        while let Some(event) = node.events.recv().await {
+        // The network ends with its last handle.
+        let _network = network;
+        while let Some(event) = events.recv().await {
             if let Event::Ask { data, reply, .. } = event {
                 match answer(data) {
                     Some(data) => reply.send(data),
@@ -35,11 +45,19 @@ async fn gossip_reaches_all_others_once_with_its_author() {
     nodes[1].publish(b"proposal").await;
     nodes[0].publish(&largest).await;
     let (a, b) = (nodes[0].key, nodes[1].key);
-    let all: BTreeSet<_> =
-        [(a, b"proposal".to_vec()), (b, b"proposal".to_vec()), (a, largest)].into();
+    let all: BTreeSet<_> = [
+        (a, b"proposal".to_vec()),
+        (b, b"proposal".to_vec()),
+        (a, largest),
+    ]
+    .into();
     for node in &mut nodes {
         let own = node.key;
-        let expected: BTreeSet<_> = all.iter().filter(|(from, _)| *from != own).cloned().collect();
+        let expected: BTreeSet<_> = all
+            .iter()
+            .filter(|(from, _)| *from != own)
+            .cloned()
+            .collect();
         let mut got = BTreeSet::new();
         while got.len() < expected.len() {
             assert!(got.insert(node.next_gossip().await), "a message came twice");
@@ -79,12 +97,18 @@ async fn a_question_is_answered_by_the_peer_that_was_asked() {
     let first = &nodes[0].network;
     let ask = |peer, data: &[u8]| first.ask(peer, data.to_vec());
     let (a, b) = tokio::join!(ask(second_key, b"hello"), ask(third_key, b"hello"));
-    assert_eq!((a.unwrap(), b.unwrap()), (b"second hello".to_vec(), b"third hello".to_vec()));
+    assert_eq!(
+        (a.unwrap(), b.unwrap()),
+        (b"second hello".to_vec(), b"third hello".to_vec())
+    );
     let largest = vec![5; MAX_ASK_BYTES - 7];
     let answer = within(ask(second_key, &largest)).await.unwrap();
     assert_eq!(answer.len(), MAX_ASK_BYTES);
     let stranger = key(99);
-    assert_eq!(ask(stranger, b"").await, Err(AskError::UnknownPeer(stranger)));
+    assert_eq!(
+        ask(stranger, b"").await,
+        Err(AskError::UnknownPeer(stranger))
+    );
 }
 
 #[tokio::test]
@@ -92,7 +116,9 @@ async fn the_asker_learns_why_there_is_no_answer() {
     let mut nodes = cluster(&[1, 2]).await;
     let second = nodes.pop().unwrap();
     let second_key = second.key;
-    serve(second, |data| (data != b"silence").then(|| vec![0; MAX_ASK_BYTES + 1]));
+    serve(second, |data| {
+        (data != b"silence").then(|| vec![0; MAX_ASK_BYTES + 1])
+    });
     let first = &nodes[0].network;
     let silence = within(first.ask(second_key, b"silence".to_vec())).await;
     assert_eq!(silence, Err(AskError::Refused(Refusal::NoAnswer)));
@@ -103,9 +129,15 @@ async fn the_asker_learns_why_there_is_no_answer() {
 #[tokio::test]
 async fn what_is_too_large_is_not_sent() {
     let nodes = cluster(&[1, 2]).await;
-    let gossip = nodes[0].network.publish(vec![0; MAX_GOSSIP_BYTES + 1]).await;
+    let gossip = nodes[0]
+        .network
+        .publish(vec![0; MAX_GOSSIP_BYTES + 1])
+        .await;
     assert_eq!(gossip, Err(PublishError::TooLarge(MAX_GOSSIP_BYTES + 1)));
-    let question = nodes[0].network.ask(nodes[1].key, vec![0; MAX_ASK_BYTES + 1]).await;
+    let question = nodes[0]
+        .network
+        .ask(nodes[1].key, vec![0; MAX_ASK_BYTES + 1])
+        .await;
     assert_eq!(question, Err(AskError::TooLarge(MAX_ASK_BYTES + 1)));
 }
 
@@ -114,7 +146,9 @@ async fn a_question_waits_for_its_peer_to_come() {
     let first = start(1, vec![caller(2)]).await;
     let network = first.network.clone();
     let question = tokio::spawn(async move { network.ask(key(2), b"there?".to_vec()).await });
-    serve(start(2, vec![first.address()]).await, |_| Some(b"yes".to_vec()));
+    serve(start(2, vec![first.address()]).await, |_| {
+        Some(b"yes".to_vec())
+    });
     assert_eq!(within(question).await.unwrap().unwrap(), b"yes");
 }
 
@@ -140,7 +174,7 @@ async fn a_peer_that_restarts_is_connected_again_and_heard() {
     second.network.shutdown().await;
     first.connected_to(vec![]).await;
     assert!(matches!(first.next().await, Event::Disconnected(peer) if peer == second.key));
-    // The same port and key; it is the others who call, or it is: whoever knows an address.
+    // The same port and key.
     let again = start_at(2, &listen, vec![first.address()]).await;
     first.connected_to(vec![again.key]).await;
     assert!(matches!(first.next().await, Event::Connected(peer) if peer == again.key));
@@ -182,7 +216,10 @@ async fn after_a_shutdown_the_port_is_free_and_calls_say_so() {
     let waiting = tokio::spawn(async move { network.ask(key(2), vec![]).await });
     first.network.shutdown().await;
     assert_eq!(within(waiting).await.unwrap(), Err(AskError::ShutDown));
-    assert_eq!(first.network.publish(vec![]).await, Err(PublishError::ShutDown));
+    assert_eq!(
+        first.network.publish(vec![]).await,
+        Err(PublishError::ShutDown)
+    );
     let again = start_at(1, &listen, vec![]).await;
     assert_eq!(again.network.listen_addresses(), [listen]);
 }
@@ -196,7 +233,10 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
     };
     let any = "/ip4/127.0.0.1/tcp/0";
     let refused = async |settings: Settings| {
-        p2p::start(&identity(1), &settings).await.err().expect("must not start")
+        p2p::start(&identity(1), &settings)
+            .await
+            .err()
+            .expect("must not start")
     };
     for bad in ["127.0.0.1:7000", "/ip4/127.0.0.1/udp/7000", "/memory/1", ""] {
         let error = refused(settings(bad, vec![], NETWORK)).await;
@@ -210,11 +250,19 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
         let mut secret = [0; 32];
         secret[..2].copy_from_slice(&i.to_be_bytes());
         let key = protocol::identity::Identity::from_secret(&secret).public();
-        PeerAddress { key, addresses: vec![] }
+        PeerAddress {
+            key,
+            addresses: vec![],
+        }
     });
     let error = refused(settings(any, many.collect(), NETWORK)).await;
     assert!(matches!(error, StartError::TooManyPeers(_)), "{error}");
     let taken = start(3, vec![]).await;
-    let error = refused(settings(&taken.network.listen_addresses()[0], vec![], NETWORK)).await;
+    let error = refused(settings(
+        &taken.network.listen_addresses()[0],
+        vec![],
+        NETWORK,
+    ))
+    .await;
     assert!(matches!(error, StartError::Listen { .. }), "{error}");
 }

@@ -13,8 +13,10 @@ use std::{
 
 use storage::{Changes, Queue, QueueDef, QueueLimits, Schema, Store};
 
-const JOBS: QueueDef<u64, Vec<u8>> =
-    QueueDef::new("jobs", 1).limits(QueueLimits { max_len: 10_000_000, remember_done: 1_000 });
+const JOBS: QueueDef<u64, Vec<u8>> = QueueDef::new("jobs", 1).limits(QueueLimits {
+    max_len: 10_000_000,
+    remember_done: 1_000,
+});
 /// About the size of a signed operation.
 const ITEM_BYTES: usize = 256;
 const RUN: Duration = Duration::from_secs(3);
@@ -23,13 +25,25 @@ const PRODUCERS: [u64; 3] = [1, 8, 32];
 fn main() {
     // Under the build directory: the system's temporary folder may be memory, which syncs for free.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    println!("{ITEM_BYTES}-byte items, {} s a line, on {}", RUN.as_secs(), folder.path().display());
-    println!("{:<34} {:>12} {:>14} {:>10}", "", "per second", "ms per push", "x fsync");
+    println!(
+        "{ITEM_BYTES}-byte items, {} s a line, on {}",
+        RUN.as_secs(),
+        folder.path().display()
+    );
+    println!(
+        "{:<34} {:>12} {:>14} {:>10}",
+        "", "per second", "ms per push", "x fsync"
+    );
     let disk = fsyncs_per_second(folder.path());
     line("fdatasync after each append", disk, 1, disk);
     for producers in PRODUCERS {
         let rate = pushes_per_second(&folder.path().join(producers.to_string()), producers);
-        line(&format!("synced pushes, {producers} at once"), rate, producers, disk);
+        line(
+            &format!("synced pushes, {producers} at once"),
+            rate,
+            producers,
+            disk,
+        );
     }
     let disk_again = fsyncs_per_second(folder.path());
     line("fdatasync after each append, again", disk_again, 1, disk);
@@ -52,7 +66,11 @@ fn fsyncs_per_second(folder: &Path) -> f64 {
 }
 
 fn pushes_per_second(folder: &Path, producers: u64) -> f64 {
-    let schema = Schema { kind: "bench", network: "bench", columns: &[JOBS.name()] };
+    let schema = Schema {
+        kind: "bench",
+        network: "bench",
+        columns: &[JOBS.name()],
+    };
     let store = Store::open(folder, &schema).unwrap();
     let queue = store.queue(&JOBS).unwrap();
     let (start, next) = (Instant::now(), AtomicU64::new(0));
@@ -70,7 +88,9 @@ fn produce(store: &Store, queue: &Queue<u64, Vec<u8>>, start: Instant, next: &At
     while start.elapsed() < RUN {
         let mut changes = Changes::new();
         let key = next.fetch_add(1, Ordering::Relaxed);
-        queue.push(&mut changes, &key, &vec![7; ITEM_BYTES]).unwrap();
+        queue
+            .push(&mut changes, &key, &vec![7; ITEM_BYTES])
+            .unwrap();
         store.commit(changes).unwrap();
     }
 }

@@ -24,9 +24,20 @@ pub struct Changes {
 }
 
 pub(crate) enum Write {
-    Put { column: ColumnName, key: Vec<u8>, value: Vec<u8> },
-    Delete { column: ColumnName, key: Vec<u8> },
-    Queue { queue: Arc<Shared>, step: QueueStep, _slot: Option<Reservation> },
+    Put {
+        column: ColumnName,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        column: ColumnName,
+        key: Vec<u8>,
+    },
+    Queue {
+        queue: Arc<Shared>,
+        step: QueueStep,
+        _slot: Option<Reservation>,
+    },
 }
 
 impl std::fmt::Debug for Changes {
@@ -45,7 +56,11 @@ impl Changes {
     pub fn put<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
         match encode_value(table.version(), value) {
             Ok(value) => {
-                self.add(Write::Put { column: table.name(), key: key.to_bytes(), value });
+                self.add(Write::Put {
+                    column: table.name(),
+                    key: key.to_bytes(),
+                    value,
+                });
             }
             Err(error) => self.fail(table.name(), error),
         }
@@ -53,7 +68,10 @@ impl Changes {
 
     /// Deletes one row; no effect if it is not there.
     pub fn delete<K: Key, V>(&mut self, table: &Table<K, V>, key: &K) {
-        self.add(Write::Delete { column: table.name(), key: key.to_bytes() });
+        self.add(Write::Delete {
+            column: table.name(),
+            key: key.to_bytes(),
+        });
     }
 
     /// Whether there is nothing to commit.
@@ -70,6 +88,9 @@ impl Changes {
     }
 
     pub(crate) fn fail(&mut self, column: ColumnName, error: EncodeError) {
-        self.fault.get_or_insert(CommitError::Encode { column, source: error });
+        self.fault.get_or_insert(CommitError::Encode {
+            column,
+            source: error,
+        });
     }
 }

@@ -110,7 +110,10 @@ impl Store {
                 return result;
             }
             if group.leader_at_work {
-                group = committer.done.wait(group).unwrap_or_else(PoisonError::into_inner);
+                group = committer
+                    .done
+                    .wait(group)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             group = self.lead(group);
@@ -129,8 +132,11 @@ impl Store {
         // Whatever happens below, even a panic, somebody else must be able to lead, and must find
         // the store stopped if this write is in doubt.
         let (tickets, all): (Vec<u64>, Vec<Changes>) = taken.into_iter().unzip();
-        let mut handover =
-            Handover { committer, tickets, result: Err(CommitError::Stopped) };
+        let mut handover = Handover {
+            committer,
+            tickets,
+            result: Err(CommitError::Stopped),
+        };
         if !stopped {
             handover.result = self.inner.write(&all);
         }

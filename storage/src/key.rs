@@ -124,7 +124,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn outpoint(seed: [u8; 32], vout: u32) -> OutPoint {
-        OutPoint { txid: Txid::from_byte_array(seed), vout }
+        OutPoint {
+            txid: Txid::from_byte_array(seed),
+            vout,
+        }
     }
 
     proptest! {

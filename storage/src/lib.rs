@@ -14,7 +14,10 @@
 //! This crate knows nothing of batches or peers, uses no clock (time comes in as Unix milliseconds)
 //! and no threads of its own. Its calls block for as long as the disk takes: from async code, call
 //! [`Store::commit`] through the runtime's blocking pool.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
 
 mod changes;
 mod commit;

@@ -104,8 +104,15 @@ impl<K, T> QueueDef<K, T> {
         Self {
             name,
             version,
-            limits: QueueLimits { max_len: 10_000, remember_done: 100_000 },
-            retry: RetryPolicy { first_ms: 1_000, longest_ms: 300_000, max_attempts: 10 },
+            limits: QueueLimits {
+                max_len: 10_000,
+                remember_done: 100_000,
+            },
+            retry: RetryPolicy {
+                first_ms: 1_000,
+                longest_ms: 300_000,
+                max_attempts: 10,
+            },
             types: PhantomData,
         }
     }
@@ -126,7 +133,10 @@ impl<K, T> QueueDef<K, T> {
 
     /// The queue's name, for [`crate::Schema`].
     pub const fn name(&self) -> ColumnName {
-        ColumnName { prefix: "queue.", name: self.name }
+        ColumnName {
+            prefix: "queue.",
+            name: self.name,
+        }
     }
 }
 
@@ -197,7 +207,11 @@ pub struct Lease<K, T> {
 
 impl<K: std::fmt::Debug, T> std::fmt::Debug for Lease<K, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Lease({} {:?}, attempt {})", self.queue.column, self.key, self.attempts)
+        write!(
+            f,
+            "Lease({} {:?}, attempt {})",
+            self.queue.column, self.key, self.attempts
+        )
     }
 }
 
@@ -272,19 +286,32 @@ impl Store {
     /// [`ReadError`] when it is not in the schema, or what it keeps on disk is damaged.
     pub fn queue<K: Key, T>(&self, def: &QueueDef<K, T>) -> Result<Queue<K, T>, ReadError> {
         let column = def.name();
-        let mut queues = self.inner.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self
+            .inner
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let shared = match queues.get(&column) {
             Some(shared) => Arc::clone(shared),
             None => {
                 let index = Mutex::new(Index::load(&self.inner, column)?);
-                let shared =
-                    Arc::new(Shared { column, limits: def.limits, retry: def.retry, index });
+                let shared = Arc::new(Shared {
+                    column,
+                    limits: def.limits,
+                    retry: def.retry,
+                    index,
+                });
                 queues.insert(column, Arc::clone(&shared));
                 shared
             }
         };
         drop(queues);
-        Ok(Queue { store: self.clone(), shared, version: def.version, types: PhantomData })
+        Ok(Queue {
+            store: self.clone(),
+            shared,
+            version: def.version,
+            types: PhantomData,
+        })
     }
 }
 
@@ -305,7 +332,12 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         let slot = self.reserve()?;
         match encode_value(self.version, item) {
             Ok(item) => {
-                self.add(changes, &self.shared, QueueStep::Push { key: bytes, item }, Some(slot));
+                self.add(
+                    changes,
+                    &self.shared,
+                    QueueStep::Push { key: bytes, item },
+                    Some(slot),
+                );
             }
             Err(error) => changes.fail(self.shared.column, error),
         }
@@ -316,7 +348,10 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         let mut index = self.shared.index();
         let max_len = self.shared.limits.max_len;
         if index.counters.held().saturating_add(index.reserved) >= max_len {
-            return Err(PushError::QueueFull { queue: self.shared.column, max_len });
+            return Err(PushError::QueueFull {
+                queue: self.shared.column,
+                max_len,
+            });
         }
         index.reserved = index.reserved.saturating_add(1);
         Ok(Reservation(Arc::clone(&self.shared)))
@@ -336,21 +371,38 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
             if let Some(record) = self.record(&numbered(ITEM, seq))? {
                 let (key, item) = self.decode(&record)?;
                 let queue = Arc::clone(&self.shared);
-                return Ok(Some(Lease { key, item, attempts: record.attempts, seq, queue }));
+                return Ok(Some(Lease {
+                    key,
+                    item,
+                    attempts: record.attempts,
+                    seq,
+                    queue,
+                }));
             }
         }
     }
 
     /// The item is handled. Also counts if the lease has run out meanwhile: work done is done.
     pub fn ack(&self, changes: &mut Changes, lease: Lease<K, T>) {
-        self.add(changes, &lease.queue, QueueStep::Ack { seq: lease.seq }, None);
+        self.add(
+            changes,
+            &lease.queue,
+            QueueStep::Ack { seq: lease.seq },
+            None,
+        );
     }
 
     /// The attempt failed: the item waits, longer each time, and is a dead letter in the end.
     /// `error` is kept with it, cut to 512 bytes.
     pub fn retry(&self, changes: &mut Changes, lease: Lease<K, T>, now_ms: u64, error: &str) {
-        let error = error.get(..error.floor_char_boundary(MAX_ERROR_BYTES)).unwrap_or_default();
-        let step = QueueStep::Retry { seq: lease.seq, now_ms, error: error.to_owned() };
+        let error = error
+            .get(..error.floor_char_boundary(MAX_ERROR_BYTES))
+            .unwrap_or_default();
+        let step = QueueStep::Retry {
+            seq: lease.seq,
+            now_ms,
+            error: error.to_owned(),
+        };
         self.add(changes, &lease.queue, step, None);
     }
 
@@ -361,12 +413,26 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
 
     /// Puts a dead letter back in its old place, with no attempts counted. No effect on other keys.
     pub fn requeue(&self, changes: &mut Changes, key: &K) {
-        self.add(changes, &self.shared, QueueStep::Requeue { key: key.to_bytes() }, None);
+        self.add(
+            changes,
+            &self.shared,
+            QueueStep::Requeue {
+                key: key.to_bytes(),
+            },
+            None,
+        );
     }
 
     /// Gives a dead letter up; its key counts as done. No effect on other keys.
     pub fn discard(&self, changes: &mut Changes, key: &K) {
-        self.add(changes, &self.shared, QueueStep::Discard { key: key.to_bytes() }, None);
+        self.add(
+            changes,
+            &self.shared,
+            QueueStep::Discard {
+                key: key.to_bytes(),
+            },
+            None,
+        );
     }
 
     /// Where the key stands; `None` if it was never pushed, or is forgotten.
@@ -387,7 +453,10 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
     /// # Errors
     /// [`ReadError`] when the queue is damaged.
     pub fn items(&self, limit: usize) -> Result<Vec<(K, T)>, ReadError> {
-        self.records(ITEM, limit)?.iter().map(|record| self.decode(record)).collect()
+        self.records(ITEM, limit)?
+            .iter()
+            .map(|record| self.decode(record))
+            .collect()
     }
 
     /// At most `limit` dead letters, oldest push first.
@@ -397,7 +466,12 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
     pub fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<K, T>>, ReadError> {
         let letter = |record: Record| {
             let (key, item) = self.decode(&record)?;
-            Ok(DeadLetter { key, item, attempts: record.attempts, error: record.error })
+            Ok(DeadLetter {
+                key,
+                item,
+                attempts: record.attempts,
+                error: record.error,
+            })
         };
         self.records(DEAD, limit)?.into_iter().map(letter).collect()
     }
@@ -420,7 +494,11 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         step: QueueStep,
         slot: Option<Reservation>,
     ) {
-        changes.add(Write::Queue { queue: Arc::clone(queue), step, _slot: slot });
+        changes.add(Write::Queue {
+            queue: Arc::clone(queue),
+            step,
+            _slot: slot,
+        });
     }
 
     fn decode(&self, record: &Record) -> Result<(K, T), ReadError> {
@@ -486,7 +564,9 @@ fn rows(
     let mut options = ReadOptions::default();
     options.set_iterate_lower_bound([kind]);
     options.set_iterate_upper_bound([kind.saturating_add(1)]);
-    Ok(inner.db.iterator_cf_opt(inner.family(column)?, options, IteratorMode::Start))
+    Ok(inner
+        .db
+        .iterator_cf_opt(inner.family(column)?, options, IteratorMode::Start))
 }
 
 #[cfg(test)]
@@ -495,11 +575,19 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_bound() {
-        let policy = RetryPolicy { first_ms: 100, longest_ms: 1_000, max_attempts: 9 };
+        let policy = RetryPolicy {
+            first_ms: 100,
+            longest_ms: 1_000,
+            max_attempts: 9,
+        };
         let waits: Vec<u64> = (1..=6).map(|attempts| policy.wait_ms(attempts)).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1_000, 1_000]);
         assert_eq!(policy.wait_ms(u32::MAX), 1_000);
-        let endless = RetryPolicy { first_ms: u64::MAX, longest_ms: u64::MAX, max_attempts: 1 };
+        let endless = RetryPolicy {
+            first_ms: u64::MAX,
+            longest_ms: u64::MAX,
+            max_attempts: 1,
+        };
         assert_eq!(endless.wait_ms(40), MAX_WAIT_MS);
     }
 }

@@ -74,7 +74,9 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// Another process has it open.
-    #[error("{0} is in use by another process: stop that one first, or give this one its own folder")]
+    #[error(
+        "{0} is in use by another process: stop that one first, or give this one its own folder"
+    )]
     Locked(PathBuf),
     /// Written by a release with another layout.
     #[error(
@@ -88,7 +90,9 @@ pub enum OpenError {
         found: u32,
     },
     /// The database of another kind of node.
-    #[error("{path} belongs to a node of kind \"{found}\", not \"{expected}\": check the data folder in the settings")]
+    #[error(
+        "{path} belongs to a node of kind \"{found}\", not \"{expected}\": check the data folder in the settings"
+    )]
     Kind {
         /// The folder.
         path: PathBuf,
@@ -98,7 +102,9 @@ pub enum OpenError {
         expected: String,
     },
     /// The database of another network or vault.
-    #[error("{path} belongs to \"{found}\", not \"{expected}\": check the data folder and the network in the settings")]
+    #[error(
+        "{path} belongs to \"{found}\", not \"{expected}\": check the data folder and the network in the settings"
+    )]
     Network {
         /// The folder.
         path: PathBuf,
@@ -111,7 +117,9 @@ pub enum OpenError {
     #[error("{0} is not a Drawbridge database: check the data folder in the settings")]
     Foreign(PathBuf),
     /// It has a column that this program does not know.
-    #[error("{path} has a column \"{column}\" that this program does not know: run the release that wrote it")]
+    #[error(
+        "{path} has a column \"{column}\" that this program does not know: run the release that wrote it"
+    )]
     UnknownColumn {
         /// The folder.
         path: PathBuf,
@@ -194,8 +202,10 @@ impl Store {
     /// [`OpenError`] says what to do. Nothing is changed in a database that is refused.
     pub fn open(path: impl AsRef<Path>, schema: &Schema<'_>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        std::fs::create_dir_all(path)
-            .map_err(|source| OpenError::Folder { path: path.to_owned(), source })?;
+        std::fs::create_dir_all(path).map_err(|source| OpenError::Folder {
+            path: path.to_owned(),
+            source,
+        })?;
         let wanted = column_names(schema);
         let is_new = !path.join("CURRENT").exists();
         let existing = if is_new {
@@ -213,10 +223,14 @@ impl Store {
             .map_err(|source| database_error(path, source))?;
         check_marker(&db, path, schema)?;
         if let Some(column) = existing.difference(&wanted).next() {
-            return Err(OpenError::UnknownColumn { path: path.to_owned(), column: column.clone() });
+            return Err(OpenError::UnknownColumn {
+                path: path.to_owned(),
+                column: column.clone(),
+            });
         }
         for name in wanted.difference(&existing) {
-            db.create_cf(name, &column_options()).map_err(|source| database_error(path, source))?;
+            db.create_cf(name, &column_options())
+                .map_err(|source| database_error(path, source))?;
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -275,7 +289,13 @@ impl Store {
             Direction::Back => IteratorMode::End,
         };
         let rows = self.inner.db.iterator_cf_opt(family, options, mode);
-        Ok(Scan { rows, left: limit, version: table.version(), column, types: PhantomData })
+        Ok(Scan {
+            rows,
+            left: limit,
+            version: table.version(),
+            column,
+            types: PhantomData,
+        })
     }
 
     /// The row with the largest key.
@@ -292,7 +312,9 @@ impl Store {
 
 impl Inner {
     pub(crate) fn family(&self, column: ColumnName) -> Result<&ColumnFamily, ReadError> {
-        self.db.cf_handle(&column.to_string()).ok_or(ReadError::NoColumn(column))
+        self.db
+            .cf_handle(&column.to_string())
+            .ok_or(ReadError::NoColumn(column))
     }
 }
 
@@ -318,7 +340,10 @@ impl<K: Key, V: DeserializeOwned> Iterator for Scan<'_, K, V> {
         let (key, value) = (K::decode(&row.0), decode_value(self.version, &row.1));
         Some(match (key, value) {
             (Some(key), Ok(value)) => Ok((key, value)),
-            (None, _) => Err(ReadError::Row { column, source: DecodeError::Key }),
+            (None, _) => Err(ReadError::Row {
+                column,
+                source: DecodeError::Key,
+            }),
             (_, Err(source)) => Err(ReadError::Row { column, source }),
         })
     }
@@ -384,7 +409,10 @@ fn database_error(path: &Path, source: rocksdb::Error) -> OpenError {
     if text.contains("lock hold") || text.contains("While lock file") {
         OpenError::Locked(path.to_owned())
     } else {
-        OpenError::Database { path: path.to_owned(), source }
+        OpenError::Database {
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -393,23 +421,39 @@ fn database_error(path: &Path, source: rocksdb::Error) -> OpenError {
 fn check_marker(db: &DB, path: &Path, schema: &Schema<'_>) -> Result<(), OpenError> {
     let foreign = || OpenError::Foreign(path.to_owned());
     let family = db.cf_handle(META).ok_or_else(foreign)?;
-    let found = db.get_cf(family, META_KEY).map_err(|source| database_error(path, source))?;
+    let found = db
+        .get_cf(family, META_KEY)
+        .map_err(|source| database_error(path, source))?;
     let Some(bytes) = found else {
         // New, or a crash between making the columns and writing the marker: then all is empty.
         return write_marker(db, path, schema);
     };
-    let damaged = |source| OpenError::Marker { path: path.to_owned(), source };
+    let damaged = |source| OpenError::Marker {
+        path: path.to_owned(),
+        source,
+    };
     let meta: Meta = decode_value(META_VERSION, &bytes).map_err(damaged)?;
     let path = path.to_owned();
     if meta.format != FORMAT {
-        return Err(OpenError::Format { path, found: meta.format });
+        return Err(OpenError::Format {
+            path,
+            found: meta.format,
+        });
     }
     if meta.kind != schema.kind {
-        return Err(OpenError::Kind { path, found: meta.kind, expected: schema.kind.to_owned() });
+        return Err(OpenError::Kind {
+            path,
+            found: meta.kind,
+            expected: schema.kind.to_owned(),
+        });
     }
     if meta.network != schema.network {
         let expected = schema.network.to_owned();
-        return Err(OpenError::Network { path, found: meta.network, expected });
+        return Err(OpenError::Network {
+            path,
+            found: meta.network,
+            expected,
+        });
     }
     Ok(())
 }
@@ -419,8 +463,11 @@ fn write_marker(db: &DB, path: &Path, schema: &Schema<'_>) -> Result<(), OpenErr
     if db.latest_sequence_number() != 0 {
         return Err(foreign());
     }
-    let meta =
-        Meta { format: FORMAT, kind: schema.kind.to_owned(), network: schema.network.to_owned() };
+    let meta = Meta {
+        format: FORMAT,
+        kind: schema.kind.to_owned(),
+        network: schema.network.to_owned(),
+    };
     let family = db.cf_handle(META).ok_or_else(foreign)?;
     let value = encode_value(META_VERSION, &meta).map_err(|_| foreign())?;
     db.put_cf_opt(family, META_KEY, value, &synced())

@@ -32,12 +32,19 @@ impl<K, V> Table<K, V> {
     /// A table whose rows carry `version`. Raise it when the encoding of `V` changes: rows of
     /// another version are then refused instead of misread.
     pub const fn new(name: &'static str, version: u8) -> Self {
-        Self { name, version, types: PhantomData }
+        Self {
+            name,
+            version,
+            types: PhantomData,
+        }
     }
 
     /// The table's name, for [`crate::Schema`].
     pub const fn name(&self) -> ColumnName {
-        ColumnName { prefix: "table.", name: self.name }
+        ColumnName {
+            prefix: "table.",
+            name: self.name,
+        }
     }
 
     pub(crate) fn version(&self) -> u8 {
@@ -92,7 +99,10 @@ pub(crate) fn decode_value<V: DeserializeOwned>(
 ) -> Result<V, DecodeError> {
     let (&found, body) = bytes.split_first().ok_or(DecodeError::Length)?;
     if found != version {
-        return Err(DecodeError::Version { found, expected: version });
+        return Err(DecodeError::Version {
+            found,
+            expected: version,
+        });
     }
     let (value, rest) = postcard::take_from_bytes(body).map_err(DecodeError::Postcard)?;
     if !rest.is_empty() {

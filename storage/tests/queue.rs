@@ -1,5 +1,10 @@
 //! The queue on a real disk: single properties, then random steps against a model.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,8 +22,15 @@ const LONGEST_MS: u64 = 150;
 const LEASE_MS: u64 = 50;
 
 const JOBS: QueueDef<u64, String> = QueueDef::new("jobs", 1)
-    .limits(QueueLimits { max_len: MAX_LEN, remember_done: REMEMBER })
-    .retry(RetryPolicy { first_ms: FIRST_MS, longest_ms: LONGEST_MS, max_attempts: ATTEMPTS });
+    .limits(QueueLimits {
+        max_len: MAX_LEN,
+        remember_done: REMEMBER,
+    })
+    .retry(RetryPolicy {
+        first_ms: FIRST_MS,
+        longest_ms: LONGEST_MS,
+        max_attempts: ATTEMPTS,
+    });
 const NEXT: QueueDef<u64, String> = QueueDef::new("next", 1);
 const ROWS: Table<u64, String> = Table::new("rows", 1);
 const SCHEMA: Schema<'static> = Schema {
@@ -38,15 +50,27 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), &SCHEMA).unwrap();
         let queue = store.queue(&JOBS).unwrap();
-        Self { store, queue, folder }
+        Self {
+            store,
+            queue,
+            folder,
+        }
     }
 
     fn restart(self) -> Self {
-        let Self { store, queue, folder } = self;
+        let Self {
+            store,
+            queue,
+            folder,
+        } = self;
         drop((store, queue));
         let store = Store::open(folder.path(), &SCHEMA).unwrap();
         let queue = store.queue(&JOBS).unwrap();
-        Self { store, queue, folder }
+        Self {
+            store,
+            queue,
+            folder,
+        }
     }
 
     fn commit(&self, f: impl FnOnce(&mut Changes)) {
@@ -67,7 +91,12 @@ impl Fixture {
     }
 
     fn keys(&self) -> Vec<u64> {
-        self.queue.items(100).unwrap().into_iter().map(|(key, _)| key).collect()
+        self.queue
+            .items(100)
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect()
     }
 }
 
@@ -80,7 +109,11 @@ fn items_come_oldest_first_and_only_once_while_leased() {
     let order: Vec<u64> = std::iter::from_fn(|| f.lease(0).map(|lease| lease.key)).collect();
     assert_eq!(order, [30, 10, 20]);
     assert_eq!(f.queue.next_due_ms(), Some(LEASE_MS));
-    assert_eq!(f.lease(LEASE_MS).unwrap().key, 30, "the first lease ran out");
+    assert_eq!(
+        f.lease(LEASE_MS).unwrap().key,
+        30,
+        "the first lease ran out"
+    );
 }
 
 #[test]
@@ -93,7 +126,11 @@ fn a_step_moves_from_one_queue_to_the_next_in_one_commit() {
     changes.put(&ROWS, &1, &lease.item);
     next.push(&mut changes, &1, &"next".to_owned()).unwrap();
     f.queue.ack(&mut changes, lease);
-    assert_eq!((f.keys(), next.items(9).unwrap().len()), (vec![1], 0), "nothing before the commit");
+    assert_eq!(
+        (f.keys(), next.items(9).unwrap().len()),
+        (vec![1], 0),
+        "nothing before the commit"
+    );
     f.store.commit(changes).unwrap();
     assert_eq!(f.keys(), [0; 0]);
     assert_eq!(next.items(9).unwrap(), [(1, "next".to_owned())]);
@@ -134,7 +171,16 @@ fn the_bound_counts_what_is_collected_and_not_yet_committed() {
     }
     let mut other = Changes::new();
     let full = f.queue.push(&mut other, &99, &String::new()).unwrap_err();
-    assert!(matches!(full, PushError::QueueFull { max_len: MAX_LEN, .. }), "{full}");
+    assert!(
+        matches!(
+            full,
+            PushError::QueueFull {
+                max_len: MAX_LEN,
+                ..
+            }
+        ),
+        "{full}"
+    );
     drop(changes);
     f.push(99).unwrap();
     assert_eq!(f.keys(), [99]);
@@ -163,7 +209,15 @@ fn attempts_wait_longer_and_end_as_a_dead_letter_that_an_operator_decides_about(
     assert_eq!((dead[0].key, dead[0].attempts), (1, ATTEMPTS));
     assert_eq!(dead[0].error, "no fee estimate");
     let f = f.restart();
-    assert_eq!(f.queue.lengths(), Lengths { ready: 0, waiting: 1, dead: 1, done: 0 });
+    assert_eq!(
+        f.queue.lengths(),
+        Lengths {
+            ready: 0,
+            waiting: 1,
+            dead: 1,
+            done: 0
+        }
+    );
     f.commit(|changes| f.queue.requeue(changes, &1));
     assert_eq!(f.keys(), [1, 2], "back in its old place");
     assert_eq!(f.lease(now).unwrap().attempts, 0);
@@ -179,7 +233,10 @@ fn a_back_off_outlives_a_restart_and_a_lease_does_not() {
     assert_eq!(f.lease(1_000).unwrap().key, 2);
     let f = f.restart();
     assert_eq!(f.lease(1_000).unwrap().key, 2, "leased before the restart");
-    assert!(f.lease(1_000 + FIRST_MS - 1).is_none_or(|lease| lease.key != 1));
+    assert!(
+        f.lease(1_000 + FIRST_MS - 1)
+            .is_none_or(|lease| lease.key != 1)
+    );
     assert_eq!(f.lease(1_000 + FIRST_MS).unwrap().key, 1);
 }
 
@@ -201,7 +258,15 @@ fn work_done_after_the_lease_ran_out_is_done() {
     let second = f.lease(LEASE_MS).unwrap();
     f.commit(|changes| f.queue.ack(changes, slow));
     f.commit(|changes| f.queue.retry(changes, second, LEASE_MS, "was done already"));
-    assert_eq!(f.queue.lengths(), Lengths { ready: 0, waiting: 0, dead: 0, done: 1 });
+    assert_eq!(
+        f.queue.lengths(),
+        Lengths {
+            ready: 0,
+            waiting: 0,
+            dead: 0,
+            done: 1
+        }
+    );
     assert!(f.lease(10_000).is_none());
 }
 
@@ -275,7 +340,12 @@ impl Model {
         if self.items.len() + self.dead.len() >= MAX_LEN {
             return false;
         }
-        let item = ModelItem { key, attempts: 0, not_before: 0, leased_until: 0 };
+        let item = ModelItem {
+            key,
+            attempts: 0,
+            not_before: 0,
+            leased_until: 0,
+        };
         self.items.insert(self.next, item);
         self.next += 1;
         true
@@ -305,10 +375,17 @@ impl Model {
 
     fn retry(&mut self, seq: u64) {
         let now = self.now;
-        let Some(item) = self.items.get_mut(&seq) else { return };
+        let Some(item) = self.items.get_mut(&seq) else {
+            return;
+        };
         item.attempts += 1;
         item.leased_until = 0;
-        item.not_before = now + if item.attempts == 1 { FIRST_MS } else { LONGEST_MS };
+        item.not_before = now
+            + if item.attempts == 1 {
+                FIRST_MS
+            } else {
+                LONGEST_MS
+            };
         if item.attempts == ATTEMPTS {
             let key = item.key;
             self.items.remove(&seq);
@@ -335,14 +412,20 @@ fn apply(f: Fixture, model: &mut Model, held: &mut Held, step: Step) -> Fixture 
             unique.sort_unstable();
             unique.dedup();
             for key in unique {
-                let pushed = f.queue.push(&mut changes, &key, &format!("job {key}")).is_ok();
+                let pushed = f
+                    .queue
+                    .push(&mut changes, &key, &format!("job {key}"))
+                    .is_ok();
                 assert_eq!(pushed, model.push(key), "push {key}");
             }
             f.store.commit(changes).unwrap();
         }
         Step::Lease => {
             let (real, seq) = (f.lease(model.now), model.lease());
-            assert_eq!(real.as_ref().map(|l| l.key), seq.map(|seq| model.items[&seq].key));
+            assert_eq!(
+                real.as_ref().map(|l| l.key),
+                seq.map(|seq| model.items[&seq].key)
+            );
             if let (Some(lease), Some(seq)) = (real, seq) {
                 assert_eq!(lease.attempts, model.items[&seq].attempts);
                 assert_eq!(lease.item, format!("job {}", lease.key));
@@ -372,7 +455,12 @@ fn apply(f: Fixture, model: &mut Model, held: &mut Held, step: Step) -> Fixture 
         Step::Requeue(key) => {
             f.commit(|changes| f.queue.requeue(changes, &key));
             if let Some(seq) = model.take_dead(key) {
-                let item = ModelItem { key, attempts: 0, not_before: 0, leased_until: 0 };
+                let item = ModelItem {
+                    key,
+                    attempts: 0,
+                    not_before: 0,
+                    leased_until: 0,
+                };
                 model.items.insert(seq, item);
             }
         }

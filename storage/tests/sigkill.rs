@@ -25,20 +25,31 @@ const WRITERS: u64 = 4;
 
 const ACCEPTED: Table<u64, u64> = Table::new("accepted", 1);
 const FINISHED: Table<u64, u64> = Table::new("finished", 1);
-const FIRST: QueueDef<u64, u64> =
-    QueueDef::new("first", 1).limits(QueueLimits { max_len: 100_000, remember_done: 100_000 });
-const SECOND: QueueDef<u64, u64> =
-    QueueDef::new("second", 1).limits(QueueLimits { max_len: 100_000, remember_done: 100_000 });
+const FIRST: QueueDef<u64, u64> = QueueDef::new("first", 1).limits(QueueLimits {
+    max_len: 100_000,
+    remember_done: 100_000,
+});
+const SECOND: QueueDef<u64, u64> = QueueDef::new("second", 1).limits(QueueLimits {
+    max_len: 100_000,
+    remember_done: 100_000,
+});
 const SCHEMA: Schema<'static> = Schema {
     kind: "coordinator",
     network: "regtest",
-    columns: &[ACCEPTED.name(), FINISHED.name(), FIRST.name(), SECOND.name()],
+    columns: &[
+        ACCEPTED.name(),
+        FINISHED.name(),
+        FIRST.name(),
+        SECOND.name(),
+    ],
 };
 
 /// Does nothing as a test; is the writer when the parent test starts it.
 #[test]
 fn writer() {
-    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let Ok(folder) = std::env::var(FOLDER) else {
+        return;
+    };
     let store = Store::open(folder, &SCHEMA).unwrap();
     let last = store.last(&ACCEPTED).unwrap().map_or(0, |(key, _)| key);
     std::thread::scope(|scope| {
@@ -101,7 +112,10 @@ fn run_and_kill(folder: &Path) -> (BTreeSet<u64>, BTreeSet<u64>) {
         }
     }
     let status = child.wait().unwrap();
-    assert!(killed && status.code().is_none(), "the writer ended by itself: {status}");
+    assert!(
+        killed && status.code().is_none(),
+        "the writer ended by itself: {status}"
+    );
     (accepted, moved)
 }
 
@@ -116,7 +130,9 @@ fn sigkill_loses_nothing_acknowledged_and_tears_nothing_apart() {
         let store = Store::open(folder.path(), &SCHEMA).unwrap();
         let (first, second) = (store.queue(&FIRST).unwrap(), store.queue(&SECOND).unwrap());
         let rows = |table| -> BTreeSet<u64> {
-            let scan = store.iter(table, .., Direction::Forward, usize::MAX).unwrap();
+            let scan = store
+                .iter(table, .., Direction::Forward, usize::MAX)
+                .unwrap();
             scan.map(|row| {
                 let (key, value) = row.unwrap();
                 assert_eq!(value, key * 3);

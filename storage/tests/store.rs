@@ -1,5 +1,10 @@
 //! The store on a real disk: what is committed stays, what is refused changes nothing.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 use std::error::Error as _;
 
@@ -26,14 +31,26 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn keys(store: &Store, range: impl std::ops::RangeBounds<u64>, way: Direction, n: usize) -> Vec<u64> {
-    store.iter(&BATCHES, range, way, n).unwrap().map(|row| row.unwrap().0).collect()
+fn keys(
+    store: &Store,
+    range: impl std::ops::RangeBounds<u64>,
+    way: Direction,
+    n: usize,
+) -> Vec<u64> {
+    store
+        .iter(&BATCHES, range, way, n)
+        .unwrap()
+        .map(|row| row.unwrap().0)
+        .collect()
 }
 
 #[test]
 fn what_is_committed_is_there_after_reopening_and_what_is_not_is_not() {
     let folder = folder();
-    let point = OutPoint { txid: Txid::from_byte_array([7; 32]), vout: 3 };
+    let point = OutPoint {
+        txid: Txid::from_byte_array([7; 32]),
+        vout: 3,
+    };
     {
         let store = Store::open(folder.path(), &SCHEMA).unwrap();
         let mut changes = Changes::new();
@@ -81,7 +98,11 @@ fn a_second_opener_is_told_that_the_database_is_in_use() {
     let folder = folder();
     let _first = Store::open(folder.path(), &SCHEMA).unwrap();
     let error = Store::open(folder.path(), &SCHEMA).unwrap_err();
-    assert!(matches!(error, OpenError::Locked(_)), "{error} {:?}", error.source());
+    assert!(
+        matches!(error, OpenError::Locked(_)),
+        "{error} {:?}",
+        error.source()
+    );
 }
 
 #[test]
@@ -90,13 +111,22 @@ fn another_kind_or_network_is_refused_and_changes_nothing() {
     drop(Store::open(folder.path(), &SCHEMA).unwrap());
     let operator = Schema {
         kind: "operator",
-        columns: &[BATCHES.name(), DEPOSITS.name(), VOTES.name(), JOBS.name(), STRANGE.name()],
+        columns: &[
+            BATCHES.name(),
+            DEPOSITS.name(),
+            VOTES.name(),
+            JOBS.name(),
+            STRANGE.name(),
+        ],
         ..SCHEMA
     };
     let error = Store::open(folder.path(), &operator).unwrap_err();
     assert!(matches!(error, OpenError::Kind { .. }), "{error}");
     assert!(error.to_string().contains("\"coordinator\""), "{error}");
-    let mainnet = Schema { network: "bitcoin", ..SCHEMA };
+    let mainnet = Schema {
+        network: "bitcoin",
+        ..SCHEMA
+    };
     let error = Store::open(folder.path(), &mainnet).unwrap_err();
     assert!(matches!(error, OpenError::Network { .. }), "{error}");
     // The column that the refused schema had besides was not made: the first schema still fits.
@@ -113,11 +143,18 @@ fn another_format_is_refused_with_what_to_do() {
         let columns = rocksdb::DB::list_cf(&options, folder.path()).unwrap();
         let db = rocksdb::DB::open_cf(&options, folder.path(), columns).unwrap();
         let meta = postcard::to_extend(&(2_u32, "coordinator", "regtest"), vec![1]).unwrap();
-        db.put_cf(db.cf_handle("meta").unwrap(), b"meta", meta).unwrap();
+        db.put_cf(db.cf_handle("meta").unwrap(), b"meta", meta)
+            .unwrap();
     }
     let error = Store::open(folder.path(), &SCHEMA).unwrap_err();
-    assert!(matches!(error, OpenError::Format { found: 2, .. }), "{error}");
-    assert!(error.to_string().contains("run the release that wrote it"), "{error}");
+    assert!(
+        matches!(error, OpenError::Format { found: 2, .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("run the release that wrote it"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -132,7 +169,16 @@ fn a_foreign_database_is_refused() {
 fn a_new_table_is_added_and_an_unknown_one_is_refused() {
     let folder = folder();
     drop(Store::open(folder.path(), &SCHEMA).unwrap());
-    let newer = Schema { columns: &[BATCHES.name(), DEPOSITS.name(), VOTES.name(), JOBS.name(), STRANGE.name()], ..SCHEMA };
+    let newer = Schema {
+        columns: &[
+            BATCHES.name(),
+            DEPOSITS.name(),
+            VOTES.name(),
+            JOBS.name(),
+            STRANGE.name(),
+        ],
+        ..SCHEMA
+    };
     drop(Store::open(folder.path(), &newer).unwrap());
     let error = Store::open(folder.path(), &SCHEMA).unwrap_err();
     assert!(matches!(error, OpenError::UnknownColumn { .. }), "{error}");
@@ -173,7 +219,10 @@ fn a_value_above_the_bound_is_not_written() {
     let store = Store::open(folder.path(), &SCHEMA).unwrap();
     let mut changes = Changes::new();
     changes.put(&BATCHES, &1, &"x".repeat(MAX_VALUE_BYTES));
-    assert!(matches!(store.commit(changes), Err(CommitError::Encode { .. })));
+    assert!(matches!(
+        store.commit(changes),
+        Err(CommitError::Encode { .. })
+    ));
     assert_eq!(store.get(&BATCHES, &1).unwrap(), None);
 }
 

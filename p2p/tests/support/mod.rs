@@ -26,14 +26,24 @@ pub fn key(seed: u8) -> PeerKey {
 
 /// A peer that will call us.
 pub fn caller(seed: u8) -> PeerAddress {
-    PeerAddress { key: key(seed), addresses: vec![] }
+    PeerAddress {
+        key: key(seed),
+        addresses: vec![],
+    }
 }
 
 pub async fn start_at(seed: u8, listen: &str, peers: Vec<PeerAddress>) -> Node {
-    let settings =
-        Settings { listen: vec![listen.to_owned()], peers, network: NETWORK.to_owned() };
+    let settings = Settings {
+        listen: vec![listen.to_owned()],
+        peers,
+        network: NETWORK.to_owned(),
+    };
     let (network, events) = p2p::start(&identity(seed), &settings).await.unwrap();
-    Node { key: key(seed), network, events }
+    Node {
+        key: key(seed),
+        network,
+        events,
+    }
 }
 
 pub async fn start(seed: u8, peers: Vec<PeerAddress>) -> Node {
@@ -42,11 +52,16 @@ pub async fn start(seed: u8, peers: Vec<PeerAddress>) -> Node {
 
 impl Node {
     pub fn address(&self) -> PeerAddress {
-        PeerAddress { key: self.key, addresses: self.network.listen_addresses() }
+        PeerAddress {
+            key: self.key,
+            addresses: self.network.listen_addresses(),
+        }
     }
 
     pub async fn next(&mut self) -> Event {
-        within(self.events.recv()).await.expect("the network is running")
+        within(self.events.recv())
+            .await
+            .expect("the network is running")
     }
 
     pub async fn next_gossip(&mut self) -> (PeerKey, Vec<u8>) {
@@ -84,7 +99,10 @@ pub async fn cluster(seeds: &[u8]) -> Vec<Node> {
         nodes.push(start(*seed, known.into_iter().chain(later).collect()).await);
     }
     for node in &nodes {
-        let others = nodes.iter().map(|other| other.key).filter(|other| *other != node.key);
+        let others = nodes
+            .iter()
+            .map(|other| other.key)
+            .filter(|other| *other != node.key);
         node.connected_to(others.collect()).await;
     }
     nodes

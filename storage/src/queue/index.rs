@@ -125,12 +125,19 @@ impl Index {
             ready: self.ready.len(),
             waiting: self.waiting.len(),
             dead: self.counters.dead,
-            done: self.counters.next_done.saturating_sub(self.counters.oldest_done),
+            done: self
+                .counters
+                .next_done
+                .saturating_sub(self.counters.oldest_done),
         }
     }
 
     pub fn next_due_ms(&self) -> Option<u64> {
-        if self.ready.is_empty() { self.waiting.first().map(|&(due, _)| due) } else { Some(0) }
+        if self.ready.is_empty() {
+            self.waiting.first().map(|&(due, _)| due)
+        } else {
+            Some(0)
+        }
     }
 }
 
@@ -142,8 +149,10 @@ fn each(
 ) -> Result<(), ReadError> {
     for row in rows(inner, column, kind)? {
         let (key, value) = row.map_err(|source| ReadError::Database { column, source })?;
-        let (_, number) = <(u8, u64)>::decode(&key)
-            .ok_or(ReadError::Row { column, source: DecodeError::Key })?;
+        let (_, number) = <(u8, u64)>::decode(&key).ok_or(ReadError::Row {
+            column,
+            source: DecodeError::Key,
+        })?;
         f(number, &value).map_err(|source| ReadError::Row { column, source })?;
     }
     Ok(())

@@ -19,11 +19,24 @@ use crate::{
 
 /// One step of a queue, to be resolved when it is committed.
 pub(crate) enum QueueStep {
-    Push { key: Vec<u8>, item: Vec<u8> },
-    Ack { seq: u64 },
-    Retry { seq: u64, now_ms: u64, error: String },
-    Requeue { key: Vec<u8> },
-    Discard { key: Vec<u8> },
+    Push {
+        key: Vec<u8>,
+        item: Vec<u8>,
+    },
+    Ack {
+        seq: u64,
+    },
+    Retry {
+        seq: u64,
+        now_ms: u64,
+        error: String,
+    },
+    Requeue {
+        key: Vec<u8>,
+    },
+    Discard {
+        key: Vec<u8>,
+    },
 }
 
 pub(crate) struct Staged<'a> {
@@ -38,14 +51,27 @@ pub(crate) struct Staged<'a> {
 
 impl<'a> Staged<'a> {
     pub fn new(inner: &'a Inner, shared: &'a Arc<Shared>) -> Result<Self, CommitError> {
-        let ours = inner.queues.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !ours.get(&shared.column).is_some_and(|known| Arc::ptr_eq(known, shared)) {
+        let ours = inner
+            .queues
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !ours
+            .get(&shared.column)
+            .is_some_and(|known| Arc::ptr_eq(known, shared))
+        {
             return Err(CommitError::NoColumn(shared.column));
         }
         drop(ours);
         let counters = shared.index().counters;
         let family = inner.family(shared.column)?;
-        Ok(Self { inner, family, shared, counters, rows: HashMap::new(), moves: Vec::new() })
+        Ok(Self {
+            inner,
+            family,
+            shared,
+            counters,
+            rows: HashMap::new(),
+            moves: Vec::new(),
+        })
     }
 
     pub fn is_of(&self, shared: &Arc<Shared>) -> bool {
@@ -169,7 +195,10 @@ impl<'a> Staged<'a> {
         self.counters.next_done = next(number)?;
         self.put(numbered(DONE, number), &key)?;
         self.put(keyed(key), &Held::Done(number))?;
-        while self.counters.next_done.saturating_sub(self.counters.oldest_done)
+        while self
+            .counters
+            .next_done
+            .saturating_sub(self.counters.oldest_done)
             > self.shared.limits.remember_done
         {
             let oldest = numbered(DONE, self.counters.oldest_done);
@@ -208,5 +237,7 @@ impl<'a> Staged<'a> {
 
 /// Numbers are never used twice; 2^64 of them do not run out.
 fn next(number: u64) -> Result<u64, CommitError> {
-    number.checked_add(1).ok_or_else(|| CommitError::Queue("sequence numbers are used up".into()))
+    number
+        .checked_add(1)
+        .ok_or_else(|| CommitError::Queue("sequence numbers are used up".into()))
 }
