@@ -36,9 +36,17 @@ async fn signed_payment(node: &Bitcoind, outputs: Value) -> Transaction {
         .call("fundrawtransaction", &[json!(raw), options])
         .await
         .unwrap();
+    let unsigned = encode::deserialize_hex(funded["hex"].as_str().unwrap()).unwrap();
+    signed_by_miner(node, &unsigned).await
+}
+
+async fn signed_by_miner(node: &Bitcoind, transaction: &Transaction) -> Transaction {
+    let raw = [json!(encode::serialize_hex(transaction))];
+    let miner = node.miner();
     let signed: Value = miner
-        .call("signrawtransactionwithwallet", &[funded["hex"].clone()])
+        .call("signrawtransactionwithwallet", &raw)
         .await
         .unwrap();
+    assert_eq!(signed["complete"], true, "{signed}");
     encode::deserialize_hex(signed["hex"].as_str().unwrap()).unwrap()
 }
