@@ -1,0 +1,173 @@
+//! The REST API, version 1: one file a resource. Documents are in `protocol::api`; everything that can
+//! go wrong is in [`problem`]; `docs/api.md` explains both to integrators.
+//!
+//! ```text
+//! serve (connections) --> record --> ensure --> catch panic --> guard (rates, time) --> resource
+//!                         metrics    problem documents          limit                   Api::look
+//! ```
+//!
+//! A resource looks at the database and the history on a blocking thread, and changes nothing but
+//! through `queue::accept` and the table of deposit terms.
+
+use std::sync::{
+    Arc, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware::{from_fn, from_fn_with_state},
+    routing::MethodRouter,
+};
+use node::history::History;
+use protocol::{api::MAX_REQUEST_BYTES, identity::PeerKey, vault::Vault};
+use storage::{Direction, ReadError};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{live::Reader, records::TERMS};
+use limit::Limits;
+use problem::{Code, Failure};
+
+mod accounts;
+mod batches;
+mod deposits;
+mod extract;
+mod limit;
+mod metrics;
+mod openapi;
+mod operations;
+pub mod problem;
+mod serve;
+mod status;
+mod vault;
+
+pub use serve::serve;
+
+/// What the handlers share.
+struct Api {
+    reader: Reader,
+    /// How many deposit terms are stored, or are about to be; `None` when they could not be counted.
+    terms: Option<AtomicUsize>,
+}
+
+type Shared = Arc<Api>;
+
+impl Api {
+    fn new(reader: Reader) -> Self {
+        let count = || -> Result<usize, ReadError> {
+            let rows = reader.store.iter(&TERMS, .., Direction::Forward, deposits::MAX_TERMS)?;
+            rows.map(|row| row.map(|_| 1)).sum()
+        };
+        let terms = count()
+            .inspect_err(|error| tracing::error!(%error, "the stored deposit terms can't be counted"))
+            .ok()
+            .map(AtomicUsize::new);
+        Self { reader, terms }
+    }
+
+    /// Reads the database or the history, off the async threads.
+    async fn look<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let reader = self.reader.clone();
+        match tokio::task::spawn_blocking(move || read(&reader)).await {
+            Ok(result) => result,
+            Err(error) => Err(Failure::internal(&error)),
+        }
+    }
+
+    /// Makes room for one more row of deposit terms.
+    fn reserve_terms(&self) -> Result<(), Failure> {
+        let full = || Failure::new(Code::Full, "use an address that you were given before");
+        let terms = self.terms.as_ref().ok_or_else(full)?;
+        let more = |count: usize| count.checked_add(1).filter(|count| *count <= deposits::MAX_TERMS);
+        terms
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map(|_| ())
+            .map_err(|_| full())
+    }
+}
+
+/// The vault, once there is one.
+fn vault_of(reader: &Reader) -> Result<Arc<Vault>, Failure> {
+    let live = reader.live.borrow();
+    live.vault.clone().ok_or_else(|| no_genesis(&live.phase))
+}
+
+fn no_genesis(phase: &str) -> Failure {
+    Failure::new(Code::NoGenesis, format!("try again when /readyz answers 200; now: {phase}"))
+}
+
+/// Looks at the history, once there is one.
+fn with_history<T>(reader: &Reader, look: impl FnOnce(&History) -> T) -> Option<T> {
+    // The pipeline keeps the history usable, or stops the process.
+    let history = reader.history.read().unwrap_or_else(PoisonError::into_inner);
+    history.as_ref().map(look)
+}
+
+/// A node's name in the roster, else its key.
+fn name_of(reader: &Reader, key: &PeerKey) -> String {
+    let member = reader.roster.members().find(|member| member.key == *key);
+    member.map_or_else(|| key.to_string(), |member| member.name.clone())
+}
+
+/// One path with its methods, and the problems that are its own.
+struct Route {
+    path: &'static str,
+    methods: MethodRouter<Shared>,
+    problems: Vec<Code>,
+}
+
+impl Route {
+    fn new(path: &'static str, methods: MethodRouter<Shared>, problems: &[Code]) -> Self {
+        Self { path, methods, problems: problems.to_vec() }
+    }
+
+    /// Its handler reads a JSON body.
+    fn with_body(mut self) -> Self {
+        self.problems.extend(Code::BODY);
+        self
+    }
+}
+
+fn routes() -> Vec<Route> {
+    let parts = [
+        deposits::routes(),
+        accounts::routes(),
+        operations::routes(),
+        batches::routes(),
+        vault::routes(),
+        status::routes(),
+        openapi::routes(),
+        problem::routes(),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// Every path of the API, `/docs` aside, as OpenAPI writes them.
+pub fn paths() -> Vec<&'static str> {
+    routes().iter().map(|route| route.path).collect()
+}
+
+/// The API over what `reader` sees, with `rate_per_second` requests of each client address.
+pub fn router(reader: Reader, rate_per_second: u32) -> Router {
+    metrics::install();
+    let limits = Arc::new(Limits::new(rate_per_second));
+    let api: Shared = Arc::new(Api::new(reader));
+    let mut router = Router::new();
+    for route in routes() {
+        router = router.route(route.path, route.methods);
+    }
+    router
+        .merge(openapi::pages())
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(from_fn_with_state(limits, limit::guard))
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(from_fn(problem::ensure))
+        .layer(from_fn(metrics::record))
+        .with_state(api)
+}
