@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -90,6 +91,7 @@ impl EventLoop {
         };
         let mut pending = HashMap::new();
         for address in addresses {
+            check_free(&address).map_err(|error| failed(&address, error.to_string()))?;
             let listener = self
                 .swarm
                 .listen_on(address.clone())
@@ -231,6 +233,8 @@ impl EventLoop {
         let options = DialOpts::peer_id(id)
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .addresses(addresses)
+            // From the listening port, a call back to the same peer could meet its own old connection.
+            .allocate_new_port()
             .build();
         match self.swarm.dial(options) {
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
@@ -489,6 +493,22 @@ impl EventLoop {
             peer.in_flight = peer.in_flight.saturating_sub(1);
         }
         self.send_waiting(key);
+    }
+}
+
+/// libp2p lets several sockets of one user listen on one port, and the system then shares the calls out
+/// among them. Two nodes set to the same port must hear about it instead.
+fn check_free(address: &Multiaddr) -> std::io::Result<()> {
+    use libp2p::multiaddr::Protocol::{Ip4, Ip6, Tcp};
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Ip4(ip)) => ip.into(),
+        Some(Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Tcp(port)) => std::net::TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
     }
 }
 
