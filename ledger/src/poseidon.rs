@@ -230,15 +230,15 @@ fn multiply<const W: usize>(left: &[[Field; W]; W], right: &[[Field; W]; W]) -> 
 
 /// `matrix = sparse * block` with `block = diag(1, ...)`.
 fn factor<const W: usize>(matrix: &[[Field; W]; W]) -> (Sparse<W>, [[Field; W]; W]) {
-    let mut block = *matrix;
-    for i in 0..W {
-        block[0][i] = Field::zero();
-        block[i][0] = Field::zero();
-    }
-    block[0][0] = Field::one();
+    let block: [[Field; W]; W] = array::from_fn(|i| {
+        array::from_fn(|j| match (i, j) {
+            (0, 0) => Field::one(),
+            (0, _) | (_, 0) => Field::zero(),
+            _ => matrix[i][j],
+        })
+    });
     let inverse = invert(&block);
-    let first_row = [matrix[0]];
-    let row = array::from_fn(|j| (0..W).map(|k| first_row[0][k] * inverse[k][j]).sum());
+    let row = array::from_fn(|j| (0..W).map(|k| matrix[0][k] * inverse[k][j]).sum());
     let column = array::from_fn(|i| matrix[i][0]);
     (Sparse { row, column }, block)
 }
