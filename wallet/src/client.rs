@@ -351,4 +351,23 @@ mod tests {
         let problem = problem(StatusCode::CONFLICT, text.as_bytes()).unwrap();
         assert_eq!((problem.status, problem.detail.as_str()), (409, "a [2Jb"));
     }
+
+    #[tokio::test]
+    async fn only_what_left_this_machine_may_have_arrived() {
+        // A port that was free a moment ago.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let error = Client::new(&url).unwrap().vault().await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+        assert!(!error.may_have_arrived());
+
+        let text = r#"{"type":"/p","title":"t","status":1,"detail":"d","code":"c"}"#;
+        for (status, unsure) in [(422, false), (503, true)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let problem = problem(status, text.as_bytes()).unwrap();
+            let error = ClientError::Problem(Box::new(problem));
+            assert_eq!(error.may_have_arrived(), unsure);
+        }
+    }
 }

@@ -33,6 +33,7 @@ pub struct Arguments {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Folder of the wallet [default: ~/.drawbridge]
     #[arg(long, global = true, value_name = "DIR", env = "DRAWBRIDGE_WALLET")]
