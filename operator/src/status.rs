@@ -1,12 +1,18 @@
 //! What this operator is doing, for people and monitors: `/healthz` (the process answers), `/readyz` (it can
 //! verify and sign), `/metrics` (Prometheus), `/v1/status` (JSON). Reads only; nothing secret is in it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::watch};
+use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
+
+/// Longest time that a page may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest request; none of the pages reads a body.
+const MAX_REQUEST_BYTES: usize = 1_024;
 
 /// What is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -111,6 +117,11 @@ fn router(pages: Pages) -> Router {
             "/v1/status",
             get(|State(pages): State<Pages>| async move { Json(pages.status.borrow().clone()) }),
         )
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            PAGE_TIMEOUT,
+        ))
+        .layer(RequestBodyLimitLayer::new(MAX_REQUEST_BYTES))
         .with_state(pages)
 }
 
