@@ -176,7 +176,12 @@ async fn fill(
         digest: transition.digest_after().to_bytes(),
     };
     let top_ups = ripe_top_ups(pipeline).await?;
-    let rate = fees::current_fee_rate(&pipeline.rpc, &pipeline.settings.fees).await?;
+    let rate = fees::current_fee_rate(
+        &pipeline.rpc,
+        &pipeline.settings.fees,
+        pipeline.vault.parameters().network,
+    )
+    .await?;
     let built = match price(pipeline, head, &picks, &top_ups, next, rate) {
         Ok(built) => built,
         Err(reason) => {

@@ -35,7 +35,7 @@ use crate::{
     live::{Live, Reader, SharedHistory, Watched},
     prove,
     queue::{self, enqueue},
-    records::{self, BATCHES, BatchRecord, Request},
+    records::{self, BATCHES, BatchRecord},
     settings::Settings,
 };
 
@@ -315,7 +315,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         settings.data_dir.join("db"),
         &Schema { kind: "coordinator", network: &agreed, columns: &records::columns() },
     )?;
-    let (network, events) = p2p::start(&identity, p2p::Settings {
+    let (network, events) = p2p::start(&identity, &p2p::Settings {
         listen: settings.listen.clone(),
         peers: peers(&roster, &me),
         network: agreed.clone(),

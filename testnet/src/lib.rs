@@ -5,3 +5,6 @@
 )]
 
 pub mod bitcoind;
+pub mod network;
+pub mod report;
+pub mod scenario;

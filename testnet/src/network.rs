@@ -1,0 +1,322 @@
+//! A local network: one bitcoind, one coordinator and n operators, each a process of its own with its own
+//! folder, keys and ports, as they would run on hosts of their own.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use bitcoin::{Amount, Network as BitcoinNetwork};
+use chain::rpc::RpcSettings;
+use node::files;
+use proof::{Keys, PROVING_KEY_FILE, SetupStep, VERIFYING_KEY_FILE};
+use protocol::{
+    parameters::Parameters,
+    roster::{Member, Roster},
+};
+use tokio::process::{Child, Command};
+use wallet::Client;
+
+use crate::bitcoind::Bitcoind;
+
+/// Sats that fund the vault: its first surplus, out of which miner fees come.
+pub const GENESIS: Amount = Amount::from_sat(1_000_000);
+/// How long a process may take to end by itself before it is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PASSPHRASE: &str = "local network only";
+
+/// How large the network is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Operators (n).
+    pub operators: usize,
+    /// Signers needed (t).
+    pub threshold: u16,
+}
+
+/// One node.
+pub struct Node {
+    /// Its name in the roster, and its folder's.
+    pub name: String,
+    binary: PathBuf,
+    settings: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Node {
+    /// Starts the process; its log goes on where it ended.
+    ///
+    /// # Errors
+    /// When the binary can't be started.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let child = Command::new(&self.binary)
+            .args(["run", "--settings"])
+            .arg(&self.settings)
+            .env("DRAWBRIDGE_PASSPHRASE", PASSPHRASE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(log.try_clone()?))
+            .stderr(Stdio::from(log))
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("can't start {}", self.binary.display()))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL, as a power cut would do it.
+    ///
+    /// # Errors
+    /// When the process can't be waited for.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and SIGKILL for one that does not listen. Gives whether it ended by itself.
+    pub async fn stop(&mut self) -> bool {
+        let Some(mut child) = self.child.take() else { return true };
+        if let Some(pid) = child.id() {
+            // The shell's kill: no crate for one signal.
+            let _ = Command::new("kill").arg(pid.to_string()).status().await;
+        }
+        let ended = tokio::time::timeout(PATIENCE, child.wait()).await.is_ok();
+        if !ended {
+            let _ = child.kill().await;
+        }
+        ended
+    }
+
+    /// Is the process there?
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Where its log is.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+}
+
+/// The network.
+pub struct LocalNetwork {
+    /// Its Bitcoin node.
+    pub bitcoind: Bitcoind,
+    /// The operators.
+    pub operators: Vec<Node>,
+    /// The coordinator.
+    pub coordinator: Node,
+    /// Speaks to the coordinator.
+    pub client: Client,
+    /// Where all folders and logs are.
+    pub dir: PathBuf,
+    /// The agreed parameters.
+    pub parameters: Parameters,
+}
+
+/// A loopback port that is free now.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The folder of this program, where the nodes' binaries are too.
+fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    // Test binaries are one folder further down.
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not beside {}: build the workspace first", own.display()))
+}
+
+/// The proof keys of this circuit version, made once for this machine.
+///
+/// # Errors
+/// When they can't be made, read or written.
+pub fn proof_keys(progress: impl FnMut(SetupStep)) -> anyhow::Result<PathBuf> {
+    let cache = std::env::var_os("DRAWBRIDGE_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("XDG_CACHE_HOME").map(|dir| PathBuf::from(dir).join("drawbridge")))
+        .or_else(|| std::env::var_os("HOME").map(|dir| PathBuf::from(dir).join(".cache/drawbridge")))
+        .context("set HOME or DRAWBRIDGE_CACHE to a folder for the proof keys")?;
+    let folder = cache.join(format!("keys-{}", proof::CIRCUIT_VERSION));
+    Keys::ensure(&folder, &mut rand::rngs::OsRng, progress)?;
+    Ok(folder)
+}
+
+impl LocalNetwork {
+    /// Lays the folders out and starts every process. `dir` must be empty or not exist.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start(dir: &Path, size: Size, keys: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir)?;
+        ensure!(fs::read_dir(dir)?.next().is_none(), "{} is not empty: choose another folder", dir.display());
+        let dir = dir.canonicalize()?;
+        let bitcoind = Bitcoind::start(dir.join("bitcoind")).await?;
+        let mut network = Self::lay_out(&dir, size, keys, bitcoind)?;
+        network.bitcoind.mine(101).await?;
+        for node in network.operators.iter_mut().chain([&mut network.coordinator]) {
+            node.start()?;
+        }
+        Ok(network)
+    }
+
+    fn lay_out(dir: &Path, size: Size, keys: &Path, bitcoind: Bitcoind) -> anyhow::Result<Self> {
+        let parameters = Parameters::defaults(BitcoinNetwork::Regtest);
+        let logs = dir.join("logs");
+        fs::create_dir_all(&logs)?;
+        let mut operators = Vec::new();
+        for number in 1..=size.operators {
+            operators.push(member(dir, &format!("operator-{number}"))?);
+        }
+        let coordinator = member(dir, "coordinator-1")?;
+        let roster =
+            Roster { threshold: size.threshold, operators: operators.clone(), coordinators: vec![coordinator.clone()] };
+        roster.validate()?;
+        fs::write(dir.join("roster.toml"), toml::to_string(&roster)?)?;
+        fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
+        let node = |member: &Member, program: &str| -> anyhow::Result<Node> {
+            Ok(Node {
+                name: member.name.clone(),
+                binary: binary(program)?,
+                settings: dir.join(&member.name).join("settings.toml"),
+                log: logs.join(format!("{}.log", member.name)),
+                child: None,
+            })
+        };
+        let rpc = bitcoind.settings();
+        for member in &operators {
+            write_operator(dir, member, keys, &rpc)?;
+        }
+        let http = format!("127.0.0.1:{}", free_port()?);
+        write_coordinator(dir, &coordinator, keys, &rpc, &http)?;
+        Ok(Self {
+            operators: operators
+                .iter()
+                .map(|member| node(member, "drawbridge-operator"))
+                .collect::<anyhow::Result<_>>()?,
+            coordinator: node(&coordinator, "drawbridge-coordinator")?,
+            client: Client::new(&format!("http://{http}"))?,
+            bitcoind,
+            dir: dir.to_owned(),
+            parameters,
+        })
+    }
+
+    /// Waits until `check` gives a value, and looks after the processes meanwhile.
+    ///
+    /// # Errors
+    /// The time is over, or a process has ended.
+    pub async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut check: impl AsyncFnMut(&mut Self) -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = check(self).await? {
+                return Ok(value);
+            }
+            for node in self.operators.iter_mut().chain([&mut self.coordinator]) {
+                // A node that a scenario has killed has no child.
+                ensure!(
+                    node.child.is_none() || node.is_running(),
+                    "{} has ended; its log is {}",
+                    node.name,
+                    node.log.display()
+                );
+            }
+            ensure!(start.elapsed() < limit, "{what} did not happen within {} s", limit.as_secs());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Stops every process. Gives the names of those that had to be killed.
+    pub async fn stop(&mut self) -> Vec<String> {
+        let mut stubborn = Vec::new();
+        for node in self.operators.iter_mut().chain([&mut self.coordinator]) {
+            if !node.stop().await {
+                stubborn.push(node.name.clone());
+            }
+        }
+        if let Err(error) = self.bitcoind.stop().await {
+            stubborn.push(format!("bitcoind ({error})"));
+        }
+        stubborn
+    }
+}
+
+fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
+    let folder = dir.join(name);
+    fs::create_dir_all(folder.join("data"))?;
+    let identity = files::create_identity(&folder.join("data/identity"))?;
+    Ok(Member {
+        name: name.to_owned(),
+        key: identity.public(),
+        addresses: vec![format!("/ip4/127.0.0.1/tcp/{}", free_port()?)],
+    })
+}
+
+fn write_operator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings) -> anyhow::Result<()> {
+    let folder = dir.join(&member.name);
+    let passphrase = folder.join("passphrase");
+    fs::write(&passphrase, PASSPHRASE)?;
+    fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600))?;
+    let settings = toml::toml! {
+        data_dir = "data"
+        identity = "data/identity"
+        roster = "../roster.toml"
+        parameters = "../vault.toml"
+        passphrase_file = "passphrase"
+        sealing = "fast"
+        [caps]
+        max_fee_sat = 500_000
+        max_fee_rate_sat_per_vb = 300
+        max_net_fees_sat = 1_000_000
+        window_blocks = 144
+    };
+    let mut settings = settings;
+    settings.insert("verifying_key".into(), path_value(&keys.join(VERIFYING_KEY_FILE)));
+    settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
+    settings.insert("status_listen".into(), format!("127.0.0.1:{}", free_port()?).into());
+    settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
+    fs::write(folder.join("settings.toml"), toml::to_string(&settings)?)?;
+    Ok(())
+}
+
+fn write_coordinator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings, http: &str) -> anyhow::Result<()> {
+    ensure!(keys.join(PROVING_KEY_FILE).is_file(), "no proving key in {}", keys.display());
+    let mut settings = toml::toml! {
+        data_dir = "data"
+        roster = "../roster.toml"
+        parameters = "../vault.toml"
+        requests_per_second = 200
+        [fees]
+        target_blocks = 6
+        margin_percent = 10
+        floor_sat_per_vb = 1
+        ceiling_sat_per_vb = 200
+        fallback_sat_per_vb = 2
+        [batching]
+        size = 5
+        age_ms = 8_000
+    };
+    settings.insert("keys".into(), path_value(keys));
+    settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
+    settings.insert("http".into(), http.into());
+    settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
+    fs::write(dir.join(&member.name).join("settings.toml"), toml::to_string(&settings)?)?;
+    Ok(())
+}
+
+fn path_value(path: &Path) -> toml::Value {
+    toml::Value::String(path.to_string_lossy().into_owned())
+}
