@@ -23,15 +23,21 @@ const LEASE_MS: u64 = 3_600_000;
 /// [`StageError`]; the batch stays in the queue.
 pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let queue = pipeline.store.queue(&SIGN)?;
-    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else { return Ok(false) };
+    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else {
+        return Ok(false);
+    };
     let mut changes = Changes::new();
     let record = pipeline.store.get(&BATCHES, &lease.key.0)?;
-    let Some(record) = record.filter(|record| record.key() == lease.key && record.status == BatchStatus::Proven) else {
+    let Some(record) =
+        record.filter(|record| record.key() == lease.key && record.status == BatchStatus::Proven)
+    else {
         queue.ack(&mut changes, lease);
         pipeline.commit(changes).await?;
         return Ok(true);
     };
-    let (Some(candidate), Some(transition)) = (record.candidate.clone(), pipeline.transition(&record)?) else {
+    let (Some(candidate), Some(transition)) =
+        (record.candidate.clone(), pipeline.transition(&record)?)
+    else {
         pipeline.abandon(record, "another batch was confirmed first", &mut changes)?;
         queue.ack(&mut changes, lease);
         pipeline.commit(changes).await?;
@@ -75,10 +81,21 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
                 })?;
             }
             queue.ack(&mut changes, lease);
-            pipeline.store.queue(&BROADCAST)?.push(&mut changes, &record.key(), &record.sequence.0)?;
+            pipeline.store.queue(&BROADCAST)?.push(
+                &mut changes,
+                &record.key(),
+                &record.sequence.0,
+            )?;
             pipeline.commit(changes).await?;
             tracing::info!(stage = "aggregate", sequence = record.sequence.0, txid = %candidate.txid, "batch signed");
-            if let Err(error) = pipeline.network.publish(encode(&Gossip::Signed { candidate, transaction })).await {
+            if let Err(error) = pipeline
+                .network
+                .publish(encode(&Gossip::Signed {
+                    candidate,
+                    transaction,
+                }))
+                .await
+            {
                 tracing::warn!(%error, "the signed transaction was not gossiped");
             }
         }
@@ -100,7 +117,10 @@ fn take_report(mut record: BatchRecord, report: &Report) -> BatchRecord {
     record.stage_ms.round1 = times.round1;
     record.stage_ms.round2 = times.round2;
     record.stage_ms.aggregate = times.aggregate;
-    if let Outcome::Signed { signers, attempts, .. } = &report.outcome {
+    if let Outcome::Signed {
+        signers, attempts, ..
+    } = &report.outcome
+    {
         record.signers.clone_from(signers);
         record.attempts = *attempts;
     }

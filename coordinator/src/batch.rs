@@ -11,12 +11,14 @@ use protocol::{
     deposit::DepositTerms,
     transaction::{BatchPlan, BatchTransaction, Commitment, Swept, TopUp, Treasury},
 };
-use storage::{Changes, Direction, Lease};
+use storage::{Changes, Direction, Lease, Store};
 
 use crate::{
-    detect,
-    queue,
-    records::{BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, REQUESTS, Request, RequestKey, TERMS, TOP_UPS, UNRIPE},
+    detect, queue,
+    records::{
+        BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, REQUESTS, Request, RequestKey, TERMS,
+        TOP_UPS, UNRIPE,
+    },
     run::{Pipeline, StageError},
 };
 
@@ -36,7 +38,9 @@ struct Pick {
 /// # Errors
 /// [`StageError`]; requests go back to the queue.
 pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
-    let Some(head) = pipeline.idle_head()? else { return Ok(false) };
+    let Some(head) = pipeline.idle_head()? else {
+        return Ok(false);
+    };
     let requests = pipeline.store.queue(&REQUESTS)?;
     let ready = requests.lengths().ready;
     let now = now_ms();
@@ -70,14 +74,20 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
     let limit = usize::from(pipeline.vault.parameters().max_operations);
     let (mut deposits, mut signed) = (Vec::new(), Vec::new());
     while deposits.len().saturating_add(signed.len()) < limit {
-        let Some(lease) = requests.lease(now_ms(), LEASE_MS)? else { break };
+        let Some(lease) = requests.lease(now_ms(), LEASE_MS)? else {
+            break;
+        };
         match lease.item {
             Request::Signed(id) => {
                 let Some(record) = store.get(&OPERATIONS, &id.0)? else {
                     requests.ack(changes, lease);
                     continue;
                 };
-                signed.push(Pick { lease, operation: record.operation, deposit: None });
+                signed.push(Pick {
+                    lease,
+                    operation: record.operation,
+                    deposit: None,
+                });
             }
             Request::Deposit(outpoint) => {
                 if let Some(pick) = pick_deposit(pipeline, changes, outpoint, lease).await? {
@@ -109,12 +119,15 @@ async fn pick_deposit(
         return Ok(None);
     };
     let request = lease.item;
-    let refund_margin = u32::from(parameters.replacement_delay).saturating_add(parameters.bump_window.into());
+    let refund_margin =
+        u32::from(parameters.replacement_delay).saturating_add(parameters.bump_window.into());
     let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
     let confirmations = unspent.as_ref().map_or(0, |output| output.confirmations);
     let too_late = "too close to the refund: take it back with the descriptor";
     if confirmations.saturating_add(refund_margin) > terms.refund_delay.into() {
-        queue::mark(store, changes, &request, |progress| progress.refuse(too_late, now_ms()))?;
+        queue::mark(store, changes, &request, |progress| {
+            progress.refuse(too_late, now_ms())
+        })?;
         requests.ack(changes, lease);
         return Ok(None);
     }
@@ -122,13 +135,19 @@ async fn pick_deposit(
         // Reorganised away, or spent. It waits until its refund would open.
         let age = pipeline.height().saturating_sub(record.height);
         if age > terms.refund_delay.into() {
-            queue::mark(store, changes, &request, |progress| progress.refuse("spent elsewhere", now_ms()))?;
+            queue::mark(store, changes, &request, |progress| {
+                progress.refuse("spent elsewhere", now_ms())
+            })?;
         } else {
             queue::mark(store, changes, &request, |progress| {
                 progress.step(RequestStatus::Received, now_ms());
                 progress.tries = progress.tries.saturating_add(1);
             })?;
-            changes.put(&UNRIPE, &(pipeline.height().saturating_add(1), outpoint), &());
+            changes.put(
+                &UNRIPE,
+                &(pipeline.height().saturating_add(1), outpoint),
+                &(),
+            );
         }
         requests.ack(changes, lease);
         return Ok(None);
@@ -137,7 +156,11 @@ async fn pick_deposit(
         requests.ack(changes, lease);
         return Ok(None);
     };
-    Ok(Some(Pick { lease, operation, deposit: Some((terms, record.value)) }))
+    Ok(Some(Pick {
+        lease,
+        operation,
+        deposit: Some((terms, record.value)),
+    }))
 }
 
 /// Fits the picked requests into one batch and stores it.
@@ -164,7 +187,9 @@ async fn fill(
                     requests.release(pick.lease);
                 } else {
                     let reason = error.to_string();
-                    queue::mark(store, changes, &pick.lease.item, |progress| progress.refuse(reason, now_ms()))?;
+                    queue::mark(store, changes, &pick.lease.item, |progress| {
+                        progress.refuse(reason, now_ms())
+                    })?;
                     requests.ack(changes, pick.lease);
                 }
             }
@@ -193,14 +218,19 @@ async fn fill(
             return Ok(false);
         }
     };
-    let tries = store.get(&BATCHES, &sequence.0)?.map_or(0, |old| old.tries.saturating_add(1));
-    let record = record(&picks, sequence, tries, top_ups, &built, started);
+    let tries = store
+        .get(&BATCHES, &sequence.0)?
+        .map_or(0, |old| old.tries.saturating_add(1));
+    let mut record = record(&picks, sequence, tries, top_ups, &built, started);
+    (record.stage_ms.detect, record.stage_ms.queue) = waited(store, &picks)?;
     tracing::info!(
         stage = "batch", sequence = sequence.0, operations = record.operations.len(),
         inputs = record.shape.0, outputs = record.shape.1, fee = %record.fee, "batch formed"
     );
     changes.put(&BATCHES, &sequence.0, &record);
-    store.queue(&PROVE)?.push(changes, &record.key(), &sequence.0)?;
+    store
+        .queue(&PROVE)?
+        .push(changes, &record.key(), &sequence.0)?;
     for pick in picks {
         let now = now_ms();
         queue::mark(store, changes, &pick.lease.item, |progress| {
@@ -210,6 +240,32 @@ async fn fill(
         requests.ack(changes, pick.lease);
     }
     Ok(true)
+}
+
+/// The longest time from first sight to the queue, and from the queue to the batch, in ms.
+fn waited(store: &Store, picks: &[Pick]) -> Result<(Option<u64>, Option<u64>), StageError> {
+    let (mut detect, mut queue) = (None, None);
+    let now = now_ms();
+    for pick in picks {
+        let progress = match pick.lease.item {
+            Request::Deposit(outpoint) => store
+                .get(&DEPOSITS, &outpoint)?
+                .map(|record| record.progress),
+            Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|record| record.progress),
+        };
+        let Some(progress) = progress else { continue };
+        let (seen, queued) = (
+            progress.at(RequestStatus::Received),
+            progress.at(RequestStatus::Queued),
+        );
+        detect = detect.max(
+            queued
+                .zip(seen)
+                .map(|(queued, seen)| queued.saturating_sub(seen)),
+        );
+        queue = queue.max(queued.map(|queued| now.saturating_sub(queued)));
+    }
+    Ok((detect, queue))
 }
 
 /// May the operation apply later, when others are in the ledger?
@@ -253,7 +309,10 @@ fn record(
         attempts: 0,
         broadcast_ms: None,
         height: None,
-        stage_ms: StageTimes { batch: Some(elapsed_ms(started)), ..StageTimes::default() },
+        stage_ms: StageTimes {
+            batch: Some(elapsed_ms(started)),
+            ..StageTimes::default()
+        },
     }
 }
 
@@ -275,12 +334,28 @@ fn price(
     let mut deposits = Vec::new();
     let mut withdrawals = Vec::new();
     for pick in picks {
-        if let (Operation::Deposit { outpoint, .. }, Some((terms, value))) = (&pick.operation, &pick.deposit) {
-            let address = terms.address(&vault.group_key()).map_err(|error| error.to_string())?;
-            deposits.push(Swept { outpoint: *outpoint, value: *value, address });
+        if let (Operation::Deposit { outpoint, .. }, Some((terms, value))) =
+            (&pick.operation, &pick.deposit)
+        {
+            let address = terms
+                .address(&vault.group_key())
+                .map_err(|error| error.to_string())?;
+            deposits.push(Swept {
+                outpoint: *outpoint,
+                value: *value,
+                address,
+            });
         }
-        if let Operation::Withdraw { amount, script_pubkey, .. } = &pick.operation {
-            withdrawals.push(bitcoin::TxOut { value: *amount, script_pubkey: script_pubkey.clone() });
+        if let Operation::Withdraw {
+            amount,
+            script_pubkey,
+            ..
+        } = &pick.operation
+        {
+            withdrawals.push(bitcoin::TxOut {
+                value: *amount,
+                script_pubkey: script_pubkey.clone(),
+            });
         }
     }
     let plan = |fee| BatchPlan {
@@ -291,11 +366,15 @@ fn price(
         next,
         fee,
     };
-    let free = BatchTransaction::build(vault, &plan(Amount::ZERO)).map_err(|error| error.to_string())?;
+    let free =
+        BatchTransaction::build(vault, &plan(Amount::ZERO)).map_err(|error| error.to_string())?;
     let fee = rate.fee_wu(free.weight()).ok_or("the fee overflows")?;
     let built = BatchTransaction::build(vault, &plan(fee)).map_err(|error| error.to_string())?;
     if built.treasury.value < next.supply {
-        let lacking = next.supply.checked_sub(built.treasury.value).unwrap_or(Amount::ZERO);
+        let lacking = next
+            .supply
+            .checked_sub(built.treasury.value)
+            .unwrap_or(Amount::ZERO);
         return Err(format!(
             "the surplus does not cover the miner fee of {fee}: top the vault up with at least {lacking}"
         ));
@@ -313,7 +392,9 @@ async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
     let mut top_ups = Vec::new();
     for (outpoint, record) in rows {
         let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
-        if unspent.is_some_and(|output| output.confirmations >= needed) && top_ups.len() < MAX_TOP_UPS {
+        if unspent.is_some_and(|output| output.confirmations >= needed)
+            && top_ups.len() < MAX_TOP_UPS
+        {
             top_ups.push(record.top_up);
         }
     }

@@ -24,10 +24,14 @@ const RESUBMIT_MS: u64 = 30_000;
 /// [`StageError`]; the batch stays in the queue.
 pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let queue = pipeline.store.queue(&BROADCAST)?;
-    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else { return Ok(false) };
+    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else {
+        return Ok(false);
+    };
     let mut changes = Changes::new();
     let record = pipeline.store.get(&BATCHES, &lease.key.0)?;
-    let Some(record) = record.filter(|record| record.key() == lease.key && record.status == BatchStatus::Signed) else {
+    let Some(record) =
+        record.filter(|record| record.key() == lease.key && record.status == BatchStatus::Signed)
+    else {
         queue.ack(&mut changes, lease);
         pipeline.commit(changes).await?;
         return Ok(true);
@@ -39,7 +43,10 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
             let elapsed = elapsed_ms(started);
             // The block with this batch may have come meanwhile: never take its status back.
             let _writing = pipeline.writing.clone().lock_owned().await;
-            let mut record = pipeline.store.get(&BATCHES, &record.sequence.0)?.unwrap_or(record);
+            let mut record = pipeline
+                .store
+                .get(&BATCHES, &record.sequence.0)?
+                .unwrap_or(record);
             record.broadcast_ms.get_or_insert(now_ms());
             record.stage_ms.broadcast = Some(elapsed);
             if record.status == BatchStatus::Signed {
@@ -52,7 +59,11 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
             }
             changes.put(&BATCHES, &record.sequence.0, &record);
             queue.ack(&mut changes, lease);
-            pipeline.store.queue(&CONFIRM)?.push(&mut changes, &record.key(), &record.sequence.0)?;
+            pipeline.store.queue(&CONFIRM)?.push(
+                &mut changes,
+                &record.key(),
+                &record.sequence.0,
+            )?;
             return pipeline.commit(changes).await.map(|()| true);
         }
         Err(reason) => {
@@ -69,10 +80,16 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
 /// # Errors
 /// [`StageError`].
 pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
-    let Some(head) = pipeline.head() else { return Ok(()) };
+    let Some(head) = pipeline.head() else {
+        return Ok(());
+    };
     let next = head.commitment.sequence.0.saturating_add(1);
-    let Some(record) = pipeline.store.get(&BATCHES, &next)? else { return Ok(()) };
-    let due = record.broadcast_ms.is_some_and(|at| now_ms().saturating_sub(at) > RESUBMIT_MS);
+    let Some(record) = pipeline.store.get(&BATCHES, &next)? else {
+        return Ok(());
+    };
+    let due = record
+        .broadcast_ms
+        .is_some_and(|at| now_ms().saturating_sub(at) > RESUBMIT_MS);
     if record.status != BatchStatus::Broadcast || !due {
         return Ok(());
     }
@@ -80,7 +97,9 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
         tracing::warn!(stage = "broadcast", sequence = next, %reason, "an unconfirmed batch was refused");
     }
     let _writing = pipeline.writing.clone().lock_owned().await;
-    let Some(mut record) = pipeline.store.get(&BATCHES, &next)? else { return Ok(()) };
+    let Some(mut record) = pipeline.store.get(&BATCHES, &next)? else {
+        return Ok(());
+    };
     record.broadcast_ms = Some(now_ms());
     let mut changes = Changes::new();
     changes.put(&BATCHES, &next, &record);
@@ -88,7 +107,10 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
 }
 
 async fn give(pipeline: &Pipeline, record: &BatchRecord) -> Result<(), String> {
-    let transaction = record.transaction.as_ref().ok_or("the batch has no transaction")?;
+    let transaction = record
+        .transaction
+        .as_ref()
+        .ok_or("the batch has no transaction")?;
     match submit(&pipeline.rpc, transaction).await {
         Ok(Submission::Accepted | Submission::AlreadyKnown | Submission::Confirmed) => {
             tracing::info!(stage = "broadcast", sequence = record.sequence.0, txid = %transaction.compute_txid(), "submitted");

@@ -31,12 +31,20 @@ pub fn take(
         {
             tracing::warn!(stage = "confirm", sequence, "batch left the chain");
             record.height = None;
-            step(store, changes, record, BatchStatus::Broadcast, RequestStatus::Broadcast)?;
+            step(
+                store,
+                changes,
+                record,
+                BatchStatus::Broadcast,
+                RequestStatus::Broadcast,
+            )?;
         }
     }
     for row in &moved.connected {
         let sequence = row.treasury.commitment.sequence.0;
-        let Some(mut record) = store.get(&BATCHES, &sequence)? else { continue };
+        let Some(mut record) = store.get(&BATCHES, &sequence)? else {
+            continue;
+        };
         if record.txid() != Some(row.txid) {
             continue;
         }
@@ -48,11 +56,23 @@ pub fn take(
             }
         }
         let since = record.broadcast_ms.unwrap_or_else(now_ms);
-        record.stage_ms.confirm.get_or_insert(now_ms().saturating_sub(since));
-        step(store, changes, record, BatchStatus::Confirmed, RequestStatus::Confirmed)?;
+        record
+            .stage_ms
+            .confirm
+            .get_or_insert(now_ms().saturating_sub(since));
+        step(
+            store,
+            changes,
+            record,
+            BatchStatus::Confirmed,
+            RequestStatus::Confirmed,
+        )?;
     }
     let confirmed_now = |sequence: u64| {
-        moved.connected.iter().any(|row| row.treasury.commitment.sequence.0 == sequence)
+        moved
+            .connected
+            .iter()
+            .any(|row| row.treasury.commitment.sequence.0 == sequence)
     };
     for row in store.iter(&BATCHES, .., Direction::Back, MAX_OPEN)? {
         let (sequence, record) = row?;
@@ -64,7 +84,13 @@ pub fn take(
             .is_some_and(|at| height.saturating_add(1).saturating_sub(at) >= final_confirmations);
         if record.status == BatchStatus::Confirmed && deep && !confirmed_now(sequence) {
             tracing::info!(stage = "confirm", sequence, "batch final");
-            step(store, changes, record, BatchStatus::Final, RequestStatus::Final)?;
+            step(
+                store,
+                changes,
+                record,
+                BatchStatus::Final,
+                RequestStatus::Final,
+            )?;
         }
     }
     settle(store, changes)
@@ -80,7 +106,9 @@ fn step(
     record.status = status;
     let now = now_ms();
     for request in &record.requests {
-        queue::mark(store, changes, request, |progress| progress.step(requests, now))?;
+        queue::mark(store, changes, request, |progress| {
+            progress.step(requests, now)
+        })?;
     }
     changes.put(&BATCHES, &record.sequence.0, &record);
     Ok(())
@@ -91,9 +119,9 @@ fn settle(store: &Store, changes: &mut Changes) -> Result<(), ReadError> {
     let queue = store.queue(&CONFIRM)?;
     let mut open = Vec::new();
     while let Some(lease) = queue.lease(now_ms(), 1_000)? {
-        let over = store.get(&BATCHES, &lease.key.0)?.is_none_or(|record| {
-            record.status == BatchStatus::Final || record.key() != lease.key
-        });
+        let over = store
+            .get(&BATCHES, &lease.key.0)?
+            .is_none_or(|record| record.status == BatchStatus::Final || record.key() != lease.key);
         if over {
             queue.ack(changes, lease);
         } else {

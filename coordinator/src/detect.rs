@@ -19,7 +19,10 @@ use storage::{Changes, Direction, ReadError, Store};
 use crate::{
     live::Watched,
     queue::{self, enqueue},
-    records::{DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request, TERMS, TOP_UPS, TopUpRecord, UNRIPE},
+    records::{
+        DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request, TERMS, TOP_UPS, TopUpRecord,
+        UNRIPE,
+    },
 };
 
 /// Unripe deposits looked at after one block.
@@ -29,7 +32,10 @@ const MAX_RIPENING: usize = 10_000;
 ///
 /// # Errors
 /// A damaged database.
-pub fn load_watched(store: &Store, group: &XOnlyPublicKey) -> Result<HashMap<ScriptBuf, TermsHash>, ReadError> {
+pub fn load_watched(
+    store: &Store,
+    group: &XOnlyPublicKey,
+) -> Result<HashMap<ScriptBuf, TermsHash>, ReadError> {
     let mut watched = HashMap::new();
     for row in store.iter(&TERMS, .., Direction::Forward, usize::MAX)? {
         let (hash, terms) = row?;
@@ -46,7 +52,11 @@ pub fn load_watched(store: &Store, group: &XOnlyPublicKey) -> Result<HashMap<Scr
 /// The ledger operation that credits a deposit; `None` when it is too small.
 pub fn operation(record: &DepositRecord, terms: &DepositTerms) -> Option<Operation> {
     let amount = terms.credited(record.value)?;
-    Some(Operation::Deposit { account: terms.account, amount, outpoint: record.outpoint })
+    Some(Operation::Deposit {
+        account: terms.account,
+        amount,
+        outpoint: record.outpoint,
+    })
 }
 
 /// Takes a block in or out. Safe to repeat: a block may be taken again after a crash.
@@ -84,8 +94,12 @@ fn find(
     };
     let set: HashSet<ScriptBuf> = scripts.keys().cloned().collect();
     for output in scan::find_deposits(block, &set) {
-        let Some(hash) = scripts.get(&output.script_pubkey) else { continue };
-        let Some(terms) = store.get(&TERMS, &hash.0)? else { continue };
+        let Some(hash) = scripts.get(&output.script_pubkey) else {
+            continue;
+        };
+        let Some(terms) = store.get(&TERMS, &hash.0)? else {
+            continue;
+        };
         if let Some(known) = store.get(&DEPOSITS, &output.outpoint)?
             && known.progress.status != RequestStatus::Received
         {
@@ -100,33 +114,56 @@ fn find(
         };
         if terms.credited(output.value).is_none() {
             record.progress.refuse(
-                format!("{} is below the smallest deposit of {}; refund it after {} blocks",
-                    output.value, terms.min_deposit, terms.refund_delay),
+                format!(
+                    "{} is below the smallest deposit of {}; refund it after {} blocks",
+                    output.value, terms.min_deposit, terms.refund_delay
+                ),
                 now,
             );
         } else {
             // A coinbase ripens later; its height stands for the block in which it could have been an
             // ordinary deposit.
-            let extra = if output.coinbase { COINBASE_MATURITY } else { 0 };
-            changes.put(&UNRIPE, &(height.saturating_add(extra), output.outpoint), &());
+            let extra = if output.coinbase {
+                COINBASE_MATURITY
+            } else {
+                0
+            };
+            changes.put(
+                &UNRIPE,
+                &(height.saturating_add(extra), output.outpoint),
+                &(),
+            );
         }
         tracing::info!(stage = "detect", outpoint = %output.outpoint, value = %output.value, "deposit seen");
-        changes.put(&DEPOSITS_OF, &(terms.account.to_bytes(), output.outpoint), &());
+        changes.put(
+            &DEPOSITS_OF,
+            &(terms.account.to_bytes(), output.outpoint),
+            &(),
+        );
         changes.put(&DEPOSITS, &output.outpoint, &record);
     }
     let own = HashSet::from([vault.script_pubkey().clone()]);
     let genesis = vault.genesis_output().outpoint;
     for output in scan::find_deposits(block, &own) {
-        let Some(creator) = block.txdata.iter().find(|tx| tx.compute_txid() == output.outpoint.txid) else { continue };
+        let Some(creator) = block
+            .txdata
+            .iter()
+            .find(|tx| tx.compute_txid() == output.outpoint.txid)
+        else {
+            continue;
+        };
         // A batch's own treasury is not a top-up. Its commitment tells it apart.
-        let is_batch = creator
-            .output
-            .get(1)
-            .is_some_and(|note| protocol::transaction::Commitment::parse(&note.script_pubkey).is_some());
-        if output.outpoint == genesis || output.coinbase || (is_batch && output.outpoint.vout == 0) {
+        let is_batch = creator.output.get(1).is_some_and(|note| {
+            protocol::transaction::Commitment::parse(&note.script_pubkey).is_some()
+        });
+        if output.outpoint == genesis || output.coinbase || (is_batch && output.outpoint.vout == 0)
+        {
             continue;
         }
-        let top_up = TopUp { outpoint: output.outpoint, value: output.value };
+        let top_up = TopUp {
+            outpoint: output.outpoint,
+            value: output.value,
+        };
         tracing::info!(stage = "detect", outpoint = %output.outpoint, value = %output.value, "top-up seen");
         changes.put(&TOP_UPS, &output.outpoint, &TopUpRecord { top_up, height });
     }
@@ -134,22 +171,46 @@ fn find(
 }
 
 /// Queues the deposits that have their confirmations now.
-fn ripen(store: &Store, parameters: &Parameters, height: u32, changes: &mut Changes) -> Result<(), ReadError> {
+fn ripen(
+    store: &Store,
+    parameters: &Parameters,
+    height: u32,
+    changes: &mut Changes,
+) -> Result<(), ReadError> {
     // A deposit in block h has 1 confirmation at height h.
-    let Some(ripe) = height.saturating_add(1).checked_sub(parameters.deposit_confirmations) else { return Ok(()) };
-    let end = (ripe, OutPoint { txid: bitcoin::hashes::Hash::from_byte_array([0xff; 32]), vout: u32::MAX });
+    let Some(ripe) = height
+        .saturating_add(1)
+        .checked_sub(parameters.deposit_confirmations)
+    else {
+        return Ok(());
+    };
+    let end = (
+        ripe,
+        OutPoint {
+            txid: bitcoin::hashes::Hash::from_byte_array([0xff; 32]),
+            vout: u32::MAX,
+        },
+    );
     for row in store.iter(&UNRIPE, ..=end, Direction::Forward, MAX_RIPENING)? {
         let (key, ()) = row?;
         let (_, outpoint) = key;
-        let Some(record) = store.get(&DEPOSITS, &outpoint)? else { continue };
-        let Some(terms) = store.get(&TERMS, &record.terms.0)? else { continue };
-        let Some(operation) = operation(&record, &terms) else { continue };
+        let Some(record) = store.get(&DEPOSITS, &outpoint)? else {
+            continue;
+        };
+        let Some(terms) = store.get(&TERMS, &record.terms.0)? else {
+            continue;
+        };
+        let Some(operation) = operation(&record, &terms) else {
+            continue;
+        };
         let id = operation.id(&terms.vault);
         let request = Request::Deposit(outpoint);
         match enqueue(store, changes, id, record.progress.tries, request) {
             Ok(()) => {
                 changes.delete(&UNRIPE, &key);
-                queue::mark(store, changes, &request, |progress| progress.step(RequestStatus::Queued, now_ms()))?;
+                queue::mark(store, changes, &request, |progress| {
+                    progress.step(RequestStatus::Queued, now_ms())
+                })?;
             }
             Err(error) => {
                 tracing::warn!(%error, "a deposit waits for room in the queue");
@@ -163,7 +224,13 @@ fn ripen(store: &Store, parameters: &Parameters, height: u32, changes: &mut Chan
 /// Forgets what was found in a block that left the chain and is not in a batch yet. A deposit that is
 /// already queued is looked at again when the batch is formed.
 fn forget(store: &Store, height: u32, changes: &mut Changes) -> Result<(), ReadError> {
-    let start = (height, OutPoint { txid: bitcoin::hashes::Hash::from_byte_array([0; 32]), vout: 0 });
+    let start = (
+        height,
+        OutPoint {
+            txid: bitcoin::hashes::Hash::from_byte_array([0; 32]),
+            vout: 0,
+        },
+    );
     for row in store.iter(&UNRIPE, start.., Direction::Forward, MAX_RIPENING)? {
         let (key, ()) = row?;
         if let Some(record) = store.get(&DEPOSITS, &key.1)?

@@ -69,9 +69,14 @@ impl Founding<'_> {
     /// # Errors
     /// [`StageError`] that no waiting mends.
     pub async fn vault(&self) -> Result<Option<Vault>, StageError> {
-        let Some(group) = self.group().await? else { return Ok(None) };
+        let Some(group) = self.group().await? else {
+            return Ok(None);
+        };
         let key = VaultKey::new(group, self.parameters.clone(), (*self.roster).clone())?;
-        let address = key.address().map(|address| address.to_string()).unwrap_or_default();
+        let address = key
+            .address()
+            .map(|address| address.to_string())
+            .unwrap_or_default();
         self.live.send_modify(|live| {
             live.key = Some(Arc::new(key.clone()));
             live.phase = format!("waiting for the genesis payment to {address}");
@@ -80,15 +85,23 @@ impl Founding<'_> {
             return Ok(Some(Vault::open(key, found, self.verifying_key_hash)?));
         }
         tracing::info!(%address, "key generation is finished; fund the vault to create its genesis");
-        let Some((outpoint, amount)) = self.funding(&key).await? else { return Ok(None) };
-        let Some(certificate) = self.certify(&key, outpoint, amount).await? else { return Ok(None) };
+        let Some((outpoint, amount)) = self.funding(&key).await? else {
+            return Ok(None);
+        };
+        let Some(certificate) = self.certify(&key, outpoint, amount).await? else {
+            return Ok(None);
+        };
         let vault = Vault::open(key, certificate.clone(), self.verifying_key_hash)?;
         let store = self.store.clone();
         let kept = certificate.clone();
         tokio::task::spawn_blocking(move || certificate::save(&store, &kept))
             .await
             .map_err(|error| StageError::Fault(error.to_string()))??;
-        if let Err(error) = self.network.publish(encode(&Gossip::Genesis(certificate))).await {
+        if let Err(error) = self
+            .network
+            .publish(encode(&Gossip::Genesis(certificate)))
+            .await
+        {
             tracing::warn!(%error, "the genesis was not gossiped; operators will ask for it");
         }
         Ok(Some(vault))
@@ -117,7 +130,11 @@ impl Founding<'_> {
     }
 
     async fn ask_group(&self) -> Option<GroupInfo> {
-        let asks = self.roster.operators.iter().map(|member| self.network.ask(member.key, encode(&Ask::Group)));
+        let asks = self
+            .roster
+            .operators
+            .iter()
+            .map(|member| self.network.ask(member.key, encode(&Ask::Group)));
         let answers = futures::future::join_all(asks).await;
         let groups: Vec<GroupInfo> = answers
             .into_iter()
@@ -128,15 +145,19 @@ impl Founding<'_> {
             .collect();
         let finished = groups.len();
         self.live.send_modify(|live| {
-            live.phase =
-                format!("key generation: {finished} of {} operators have finished", self.roster.operators.len());
+            live.phase = format!(
+                "key generation: {finished} of {} operators have finished",
+                self.roster.operators.len()
+            );
         });
         let first = groups.first()?;
         if finished < self.roster.operators.len() {
             return None;
         }
         if groups.iter().any(|group| group != first) {
-            tracing::error!("operators name different group keys; key generation has to be repeated");
+            tracing::error!(
+                "operators name different group keys; key generation has to be repeated"
+            );
             return None;
         }
         Some(first.clone())
@@ -145,7 +166,11 @@ impl Founding<'_> {
     /// The first payment to the vault that is deep enough.
     async fn funding(&self, key: &VaultKey) -> Result<Option<(OutPoint, Amount)>, StageError> {
         let start = self.store.get(&GENESIS_SEARCH, &())?.unwrap_or(0);
-        let mut follower = Follower::new(self.rpc.clone(), self.parameters.network, Position::starting_at(start));
+        let mut follower = Follower::new(
+            self.rpc.clone(),
+            self.parameters.network,
+            Position::starting_at(start),
+        );
         let watched = HashSet::from([key.script_pubkey().clone()]);
         let mut found = Vec::new();
         loop {
@@ -155,7 +180,11 @@ impl Founding<'_> {
             };
             let ChainEvent::Connected { height, block, .. } = step.event else {
                 found.clear();
-                follower = Follower::new(self.rpc.clone(), self.parameters.network, Position::starting_at(start));
+                follower = Follower::new(
+                    self.rpc.clone(),
+                    self.parameters.network,
+                    Position::starting_at(start),
+                );
                 continue;
             };
             self.live.send_modify(|live| live.height = height);
@@ -167,7 +196,9 @@ impl Founding<'_> {
             );
             for (outpoint, value) in &found {
                 let unspent = self.rpc.unspent_output(*outpoint, false).await?;
-                if unspent.is_some_and(|output| output.confirmations >= self.parameters.genesis_confirmations) {
+                if unspent.is_some_and(|output| {
+                    output.confirmations >= self.parameters.genesis_confirmations
+                }) {
                     return Ok(Some((*outpoint, *value)));
                 }
             }
@@ -182,22 +213,35 @@ impl Founding<'_> {
         amount: Amount,
     ) -> Result<Option<GenesisCertificate>, StageError> {
         let genesis = key.genesis(outpoint, amount, self.verifying_key_hash);
-        self.live.send_modify(|live| live.phase = format!("all operators certify the genesis {outpoint}"));
+        self.live.send_modify(|live| {
+            live.phase = format!("all operators certify the genesis {outpoint}")
+        });
         loop {
             let task = Task {
                 subject: Subject::Genesis(genesis.clone()),
-                messages: vec![sign::Message { digest: genesis.digest(), tweak: sign::Tweak::Untweaked }],
+                messages: vec![sign::Message {
+                    digest: genesis.digest(),
+                    tweak: sign::Tweak::Untweaked,
+                }],
                 group: key.group().clone(),
                 needed: self.roster.operators.len(),
                 roster: self.roster.clone(),
                 me: self.me,
             };
-            let report = gossip::run(self.network, self.sessions, task, || self.stop.is_cancelled()).await;
-            let Some(report) = report else { return Ok(None) };
+            let report = gossip::run(self.network, self.sessions, task, || {
+                self.stop.is_cancelled()
+            })
+            .await;
+            let Some(report) = report else {
+                return Ok(None);
+            };
             if let Outcome::Signed { signatures, .. } = &report.outcome
                 && let [signature] = signatures.as_slice()
             {
-                return Ok(Some(GenesisCertificate { genesis, signature: *signature }));
+                return Ok(Some(GenesisCertificate {
+                    genesis,
+                    signature: *signature,
+                }));
             }
             for (operator, refusal) in &report.refusals {
                 tracing::warn!(%operator, %refusal, "an operator refuses the genesis");

@@ -51,12 +51,15 @@ impl Sessions {
 
     fn sender(&self, id: Option<&SessionId>) -> Option<mpsc::Sender<Heard>> {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().filter(|(open, _)| id.is_none_or(|id| id == open)).map(|(_, sender)| sender.clone())
+        open.as_ref()
+            .filter(|(open, _)| id.is_none_or(|id| id == open))
+            .map(|(_, sender)| sender.clone())
     }
 
     /// Hands an input to a session. Gives whether that session is open and had room.
     pub fn tell(&self, id: &SessionId, input: Input) -> bool {
-        self.sender(Some(id)).is_some_and(|sender| sender.try_send(Heard::Input(input)).is_ok())
+        self.sender(Some(id))
+            .is_some_and(|sender| sender.try_send(Heard::Input(input)).is_ok())
     }
 
     /// Notes that a body was pulled.
@@ -176,21 +179,48 @@ pub async fn run(
             match effect {
                 Effect::Request { attempt, package } => {
                     times.requested();
-                    tracing::info!(stage = "round1", attempt, signers = package.commitments.len(), "attempt started");
-                    request(network, sessions, &task.roster, id, attempt, package.commitments);
+                    tracing::info!(
+                        stage = "round1",
+                        attempt,
+                        signers = package.commitments.len(),
+                        "attempt started"
+                    );
+                    request(
+                        network,
+                        sessions,
+                        &task.roster,
+                        id,
+                        attempt,
+                        package.commitments,
+                    );
                 }
                 Effect::Blame(signer) => tracing::warn!(%signer, "bad share: signer blamed"),
-                Effect::Finished { signatures, signers, attempts } => {
+                Effect::Finished {
+                    signatures,
+                    signers,
+                    attempts,
+                } => {
                     times.finished(before);
-                    let signers = signers.into_iter().filter_map(|signer| peer(&task.roster, signer)).collect();
-                    finished = Some(Outcome::Signed { signatures, signers, attempts });
+                    let signers = signers
+                        .into_iter()
+                        .filter_map(|signer| peer(&task.roster, signer))
+                        .collect();
+                    finished = Some(Outcome::Signed {
+                        signatures,
+                        signers,
+                        attempts,
+                    });
                 }
             }
         }
         if finished.is_some() {
             break finished;
         }
-        let possible = task.roster.operators.len().saturating_sub(session.refused().len());
+        let possible = task
+            .roster
+            .operators
+            .len()
+            .saturating_sub(session.refused().len());
         if possible < task.needed {
             break Some(Outcome::Refused);
         }
@@ -199,7 +229,11 @@ pub async fn run(
     let outcome = outcome?;
     Some(Report {
         outcome,
-        blamed: session.blamed().iter().filter_map(|signer| peer(&task.roster, *signer)).collect(),
+        blamed: session
+            .blamed()
+            .iter()
+            .filter_map(|signer| peer(&task.roster, *signer))
+            .collect(),
         refusals: session
             .refused()
             .iter()
@@ -214,7 +248,10 @@ fn peer(roster: &Roster, signer: SignerId) -> Option<PeerKey> {
 }
 
 async fn propose(network: &Network, subject: &Subject, round: u32) {
-    let message = Gossip::Proposal { subject: subject.clone(), round };
+    let message = Gossip::Proposal {
+        subject: subject.clone(),
+        round,
+    };
     match network.publish(encode(&message)).await {
         Ok(()) => tracing::info!(stage = "gossip", round, "proposed"),
         Err(error) => tracing::warn!(%error, "the proposal was not sent; it will be repeated"),
@@ -231,14 +268,25 @@ fn request(
     commitments: BTreeMap<SignerId, threshold::sign::Commitments>,
 ) {
     let signers: Vec<SignerId> = commitments.keys().copied().collect();
-    let ask = encode(&Ask::Sign { session, attempt, commitments });
+    let ask = encode(&Ask::Sign {
+        session,
+        attempt,
+        commitments,
+    });
     for from in signers {
-        let Some(peer) = peer(roster, from) else { continue };
+        let Some(peer) = peer(roster, from) else {
+            continue;
+        };
         let (network, sessions, ask) = (network.clone(), sessions.clone(), ask.clone());
         tokio::spawn(async move {
             let input = match network.ask(peer, ask).await {
                 Ok(bytes) => match decode::<Answer>(&bytes) {
-                    Ok(Answer::Shares { shares, next }) => Input::Answered { from, attempt, shares, next },
+                    Ok(Answer::Shares { shares, next }) => Input::Answered {
+                        from,
+                        attempt,
+                        shares,
+                        next,
+                    },
                     Ok(Answer::Refused(refusal)) => {
                         tracing::info!(%from, %refusal, "sign request refused");
                         Input::Lost { from, attempt }
@@ -264,7 +312,11 @@ struct Clock {
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { times: Times::default(), mark: Instant::now(), accepted: false }
+        Self {
+            times: Times::default(),
+            mark: Instant::now(),
+            accepted: false,
+        }
     }
 }
 

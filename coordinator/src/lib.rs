@@ -6,7 +6,10 @@
 //! ```
 //!
 //! It can delay; it can't steal, mint or pay twice: operators check all that it says.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
 
 pub mod aggregate;
 pub mod api;

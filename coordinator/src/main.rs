@@ -48,7 +48,8 @@ async fn main() -> anyhow::Result<()> {
         .init();
     match Arguments::parse().command {
         Command::Init { data_dir } => {
-            std::fs::create_dir_all(&data_dir).with_context(|| format!("can't make {}", data_dir.display()))?;
+            std::fs::create_dir_all(&data_dir)
+                .with_context(|| format!("can't make {}", data_dir.display()))?;
             let identity = files::create_identity(&data_dir.join("identity"))?;
             say(&identity.public().to_string());
             Ok(())
@@ -72,7 +73,10 @@ async fn main() -> anyhow::Result<()> {
 
 async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+    match (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! {
                 _ = interrupt.recv() => {}

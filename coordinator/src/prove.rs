@@ -26,7 +26,9 @@ const LEASE_MS: u64 = 3_600_000;
 /// [`StageError`]; the batch stays in the queue.
 pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let queue = pipeline.store.queue(&PROVE)?;
-    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else { return Ok(false) };
+    let Some(lease) = queue.lease(now_ms(), LEASE_MS)? else {
+        return Ok(false);
+    };
     let mut changes = Changes::new();
     let record = match pipeline.store.get(&BATCHES, &lease.key.0)? {
         Some(record) if record.key() == lease.key && record.status == BatchStatus::Formed => record,
@@ -52,17 +54,28 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         .map_err(|error| StageError::Fault(error.to_string()))?;
     let elapsed = elapsed_ms(started);
     tracing::info!(
-        stage = "prove", sequence = record.sequence.0, chunks = proofs.len(), elapsed_ms = elapsed, "batch proven"
+        stage = "prove",
+        sequence = record.sequence.0,
+        chunks = proofs.len(),
+        elapsed_ms = elapsed,
+        "batch proven"
     );
     let record = complete(pipeline, record, &transition, proofs, elapsed, &mut changes)?;
     queue.ack(&mut changes, lease);
-    pipeline.store.queue(&SIGN)?.push(&mut changes, &record.key(), &record.sequence.0)?;
+    pipeline
+        .store
+        .queue(&SIGN)?
+        .push(&mut changes, &record.key(), &record.sequence.0)?;
     pipeline.commit(changes).await?;
     Ok(true)
 }
 
 fn prove_all(key: &ProvingKey, transition: &Transition) -> Result<Vec<Vec<u8>>, proof::ProveError> {
-    transition.chunks.iter().map(|chunk| Ok(prove_chunk(key, chunk)?.to_bytes().to_vec())).collect()
+    transition
+        .chunks
+        .iter()
+        .map(|chunk| Ok(prove_chunk(key, chunk)?.to_bytes().to_vec()))
+        .collect()
 }
 
 /// The body with its proofs, and the candidate that carries it, both kept.
@@ -79,19 +92,29 @@ fn complete(
         sequence: record.sequence,
         operations: record.operations.clone(),
         terms: record.terms.clone(),
-        digests: transition.digests().iter().map(ledger::Digest::to_bytes).collect(),
+        digests: transition
+            .digests()
+            .iter()
+            .map(ledger::Digest::to_bytes)
+            .collect(),
         proofs,
     };
     let built = pipeline.transaction(&record, transition)?;
     let encoded = body.encode();
     let hash = Body::hash_encoded(&encoded);
-    let head = pipeline.head().ok_or_else(|| StageError::Fault("no head".into()))?;
+    let head = pipeline
+        .head()
+        .ok_or_else(|| StageError::Fault("no head".into()))?;
     let candidate = Candidate {
         vault: pipeline.vault.id(),
         sequence: record.sequence,
         parent: head.outpoint,
         body: hash,
-        top_ups: record.top_ups.iter().map(|top_up| top_up.outpoint).collect(),
+        top_ups: record
+            .top_ups
+            .iter()
+            .map(|top_up| top_up.outpoint)
+            .collect(),
         fee: record.fee,
         txid: built.unsigned.compute_txid(),
     };

@@ -56,10 +56,18 @@ pub enum AcceptError {
 /// # Errors
 /// [`AcceptError`]; nothing is stored then.
 pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, AcceptError> {
-    let vault = reader.live.borrow().vault.clone().ok_or(AcceptError::NoGenesis)?;
+    let vault = reader
+        .live
+        .borrow()
+        .vault
+        .clone()
+        .ok_or(AcceptError::NoGenesis)?;
     let id = operation.id(&vault.id());
     // One writer at a time: two requests with one nonce must not both pass.
-    let mut history = reader.history.write().map_err(|error| AcceptError::Storage(error.to_string()))?;
+    let mut history = reader
+        .history
+        .write()
+        .map_err(|error| AcceptError::Storage(error.to_string()))?;
     let history = history.as_mut().ok_or(AcceptError::NoGenesis)?;
     if let Some(record) = reader.store.get(&OPERATIONS, &id.0).map_err(storage)?
         && record.progress.status != RequestStatus::Refused
@@ -70,7 +78,9 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
         return Err(AcceptError::NotCurrent);
     }
     let (Some(sender), Some(nonce)) = (operation.sender(), operation.nonce()) else {
-        return Err(AcceptError::Operation(OperationError::UnknownSender(ledger::AccountIndex(u32::MAX))));
+        return Err(AcceptError::Operation(OperationError::UnknownSender(
+            ledger::AccountIndex(u32::MAX),
+        )));
     };
     check_fee(&operation, &reader.parameters)?;
     let mut line = waiting(&reader.store, sender.0).map_err(storage)?;
@@ -90,22 +100,30 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
     let now = now_ms();
     let mut progress = Progress::new(RequestStatus::Received, now);
     progress.step(RequestStatus::Queued, now);
-    let record = OperationRecord { operation, progress };
+    let record = OperationRecord {
+        operation,
+        progress,
+    };
     let mut changes = Changes::new();
     changes.put(&OPERATIONS, &id.0, &record);
     changes.put(&PENDING, &(sender.0, nonce), &id.0);
-    enqueue(&reader.store, &mut changes, id, 0, Request::Signed(id)).map_err(|error| match error {
-        PushError::QueueFull { .. } => AcceptError::QueueFull,
-        other => AcceptError::Storage(other.to_string()),
-    })?;
-    reader.store.commit(changes).map_err(|error| {
-        tracing::error!(%error, "a safety write failed; stopping (S11)");
-        std::process::abort()
-    })
-    .map(|()| {
-        reader.wake.notify_one();
-        record
-    })
+    enqueue(&reader.store, &mut changes, id, 0, Request::Signed(id)).map_err(
+        |error| match error {
+            PushError::QueueFull { .. } => AcceptError::QueueFull,
+            other => AcceptError::Storage(other.to_string()),
+        },
+    )?;
+    reader
+        .store
+        .commit(changes)
+        .map_err(|error| {
+            tracing::error!(%error, "a safety write failed; stopping (S11)");
+            std::process::abort()
+        })
+        .map(|()| {
+            reader.wake.notify_one();
+            record
+        })
 }
 
 /// The errors that an operation earns on its own, named before those of its place in the line.
@@ -118,7 +136,9 @@ fn check_alone(
     match ledger.check(operation, vault, next) {
         // These depend on what waits before it.
         Ok(())
-        | Err(OperationError::FutureNonce { .. } | OperationError::InsufficientBalance { .. }) => Ok(()),
+        | Err(OperationError::FutureNonce { .. } | OperationError::InsufficientBalance { .. }) => {
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -129,13 +149,22 @@ fn check_fee(operation: &Operation, parameters: &Parameters) -> Result<(), Accep
         Operation::Transfer { .. } => parameters.transfer_fee,
         Operation::Withdraw { .. } => parameters.withdraw_fee,
     };
-    if operation.fee() < least { Err(AcceptError::FeeTooLow { least }) } else { Ok(()) }
+    if operation.fee() < least {
+        Err(AcceptError::FeeTooLow { least })
+    } else {
+        Ok(())
+    }
 }
 
 /// Operations of an account that are not confirmed, by nonce.
 fn waiting(store: &Store, sender: u32) -> Result<Vec<Operation>, ReadError> {
     let mut line = Vec::new();
-    for row in store.iter(&PENDING, (sender, 0)..=(sender, u64::MAX), Direction::Forward, MAX_PENDING)? {
+    for row in store.iter(
+        &PENDING,
+        (sender, 0)..=(sender, u64::MAX),
+        Direction::Forward,
+        MAX_PENDING,
+    )? {
         let (_, id) = row?;
         if let Some(record) = store.get(&OPERATIONS, &id)? {
             line.push(record.operation);
@@ -159,7 +188,9 @@ pub fn enqueue(
     tries: u32,
     request: Request,
 ) -> Result<(), PushError> {
-    store.queue(&REQUESTS)?.push(changes, &(id.0, tries), &request)
+    store
+        .queue(&REQUESTS)?
+        .push(changes, &(id.0, tries), &request)
 }
 
 /// Moves a request to a status, in `changes`. Gives the progress before.

@@ -12,8 +12,8 @@ use protocol::{
     transaction::TopUp,
 };
 use serde::{Deserialize, Serialize};
-use threshold::GroupInfo;
 use storage::{ColumnName, QueueDef, QueueLimits, RetryPolicy, Table};
+use threshold::GroupInfo;
 
 /// Deposit terms that were shown to somebody, by their hash.
 pub const TERMS: Table<[u8; 32], DepositTerms> = Table::new("terms", 1);
@@ -42,21 +42,37 @@ pub type BatchKey = (u64, u32);
 /// Names a request in its queue: operation id, and how often it was queued before.
 pub type RequestKey = ([u8; 32], u32);
 
-const STAGE: RetryPolicy = RetryPolicy { first_ms: 500, longest_ms: 30_000, max_attempts: u32::MAX };
-const STAGE_LIMITS: QueueLimits = QueueLimits { max_len: 64, remember_done: 1_000 };
+const STAGE: RetryPolicy = RetryPolicy {
+    first_ms: 500,
+    longest_ms: 30_000,
+    max_attempts: u32::MAX,
+};
+const STAGE_LIMITS: QueueLimits = QueueLimits {
+    max_len: 64,
+    remember_done: 1_000,
+};
 
 /// Requests that wait for a batch.
 pub const REQUESTS: QueueDef<RequestKey, Request> = QueueDef::new("requests", 1)
-    .limits(QueueLimits { max_len: 100_000, remember_done: 1_000_000 })
+    .limits(QueueLimits {
+        max_len: 100_000,
+        remember_done: 1_000_000,
+    })
     .retry(STAGE);
 /// Batches that wait for proofs.
-pub const PROVE: QueueDef<BatchKey, u64> = QueueDef::new("prove", 1).limits(STAGE_LIMITS).retry(STAGE);
+pub const PROVE: QueueDef<BatchKey, u64> =
+    QueueDef::new("prove", 1).limits(STAGE_LIMITS).retry(STAGE);
 /// Batches that wait for signatures.
-pub const SIGN: QueueDef<BatchKey, u64> = QueueDef::new("sign", 1).limits(STAGE_LIMITS).retry(STAGE);
+pub const SIGN: QueueDef<BatchKey, u64> =
+    QueueDef::new("sign", 1).limits(STAGE_LIMITS).retry(STAGE);
 /// Batches that wait to be submitted.
-pub const BROADCAST: QueueDef<BatchKey, u64> = QueueDef::new("broadcast", 1).limits(STAGE_LIMITS).retry(STAGE);
+pub const BROADCAST: QueueDef<BatchKey, u64> = QueueDef::new("broadcast", 1)
+    .limits(STAGE_LIMITS)
+    .retry(STAGE);
 /// Batches that wait to be final.
-pub const CONFIRM: QueueDef<BatchKey, u64> = QueueDef::new("confirm", 1).limits(STAGE_LIMITS).retry(STAGE);
+pub const CONFIRM: QueueDef<BatchKey, u64> = QueueDef::new("confirm", 1)
+    .limits(STAGE_LIMITS)
+    .retry(STAGE);
 
 /// Everything in this coordinator's database.
 pub fn columns() -> Vec<ColumnName> {
@@ -111,7 +127,13 @@ pub const MAX_STEPS: usize = 32;
 impl Progress {
     /// A request that was just seen.
     pub fn new(status: RequestStatus, now: u64) -> Self {
-        Self { status, reason: None, sequence: None, tries: 0, steps: vec![Step { status, at_ms: now }] }
+        Self {
+            status,
+            reason: None,
+            sequence: None,
+            tries: 0,
+            steps: vec![Step { status, at_ms: now }],
+        }
     }
 
     /// Takes the next step.
@@ -130,7 +152,11 @@ impl Progress {
 
     /// When it came to a status last.
     pub fn at(&self, status: RequestStatus) -> Option<u64> {
-        self.steps.iter().rev().find(|step| step.status == status).map(|step| step.at_ms)
+        self.steps
+            .iter()
+            .rev()
+            .find(|step| step.status == status)
+            .map(|step| step.at_ms)
     }
 }
 

@@ -9,9 +9,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chain::{follow::{FollowError, Follower}, rpc::{BitcoinRpc, RpcError}};
+use chain::{
+    follow::{FollowError, Follower},
+    rpc::{BitcoinRpc, RpcError},
+};
 use ledger::{Operation, OperationError, SequenceNumber, Transition};
-use node::{certificate, clock::now_ms, files, history::{self, History, HistoryError}};
+use node::{
+    certificate,
+    clock::now_ms,
+    files,
+    history::{self, History, HistoryError},
+};
 use p2p::{Event, Network, PeerAddress};
 use proof::{Keys, ProvingKey};
 use protocol::{
@@ -89,7 +97,11 @@ pub struct View(SharedHistory);
 impl View {
     /// The latest treasury.
     pub fn head(&self) -> Option<Treasury> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(History::head)
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(History::head)
     }
 }
 
@@ -158,7 +170,9 @@ impl Pipeline {
     /// A damaged database.
     pub fn idle_head(&self) -> Result<Option<Treasury>, StageError> {
         let history = self.history.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(history) = history.as_ref().filter(|history| history.is_current()) else { return Ok(None) };
+        let Some(history) = history.as_ref().filter(|history| history.is_current()) else {
+            return Ok(None);
+        };
         let head = history.head();
         let next = head.commitment.sequence.0.saturating_add(1);
         let busy = self
@@ -178,7 +192,9 @@ impl Pipeline {
         sequence: SequenceNumber,
     ) -> Result<Result<Transition, (usize, OperationError)>, StageError> {
         let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
-        let history = history.as_mut().ok_or_else(|| StageError::Fault("no history".into()))?;
+        let history = history
+            .as_mut()
+            .ok_or_else(|| StageError::Fault("no history".into()))?;
         Ok(history.replay(operations, sequence))
     }
 
@@ -187,9 +203,9 @@ impl Pipeline {
     /// # Errors
     /// A damaged database.
     pub fn transition(&self, record: &BatchRecord) -> Result<Option<Transition>, StageError> {
-        let follows = self
-            .head()
-            .is_some_and(|head| head.commitment.sequence.0.checked_add(1) == Some(record.sequence.0));
+        let follows = self.head().is_some_and(|head| {
+            head.commitment.sequence.0.checked_add(1) == Some(record.sequence.0)
+        });
         if !follows {
             return Ok(None);
         }
@@ -205,24 +221,40 @@ impl Pipeline {
         record: &BatchRecord,
         transition: &Transition,
     ) -> Result<BatchTransaction, StageError> {
-        let head = self.head().ok_or_else(|| StageError::Fault("no head".into()))?;
+        let head = self
+            .head()
+            .ok_or_else(|| StageError::Fault("no head".into()))?;
         let group = self.vault.group_key();
-        let outpoints = record.operations.iter().filter_map(|operation| match operation {
-            Operation::Deposit { outpoint, .. } => Some(*outpoint),
-            _ => None,
-        });
+        let outpoints = record
+            .operations
+            .iter()
+            .filter_map(|operation| match operation {
+                Operation::Deposit { outpoint, .. } => Some(*outpoint),
+                _ => None,
+            });
         let deposits: Vec<Swept> = outpoints
             .zip(&record.values)
             .zip(&record.terms)
-            .map(|((outpoint, value), terms)| Ok(Swept { outpoint, value: *value, address: terms.address(&group)? }))
+            .map(|((outpoint, value), terms)| {
+                Ok(Swept {
+                    outpoint,
+                    value: *value,
+                    address: terms.address(&group)?,
+                })
+            })
             .collect::<Result<_, TermsError>>()?;
         let withdrawals: Vec<_> = record
             .operations
             .iter()
             .filter_map(|operation| match operation {
-                Operation::Withdraw { amount, script_pubkey, .. } => {
-                    Some(bitcoin::TxOut { value: *amount, script_pubkey: script_pubkey.clone() })
-                }
+                Operation::Withdraw {
+                    amount,
+                    script_pubkey,
+                    ..
+                } => Some(bitcoin::TxOut {
+                    value: *amount,
+                    script_pubkey: script_pubkey.clone(),
+                }),
                 _ => None,
             })
             .collect();
@@ -245,20 +277,39 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`StageError`].
-    pub fn abandon(&self, mut record: BatchRecord, why: &str, changes: &mut Changes) -> Result<(), StageError> {
+    pub fn abandon(
+        &self,
+        mut record: BatchRecord,
+        why: &str,
+        changes: &mut Changes,
+    ) -> Result<(), StageError> {
         let mut blamed: BTreeMap<[u8; 32], (usize, String)> = BTreeMap::new();
         for (_, refusal) in &record.refusals {
             if let Some(id) = refusal.operation {
-                let entry = blamed.entry(id.0).or_insert_with(|| (0, refusal.to_string()));
+                let entry = blamed
+                    .entry(id.0)
+                    .or_insert_with(|| (0, refusal.to_string()));
                 entry.0 = entry.0.saturating_add(1);
             }
         }
-        let enough = self.roster.operators.len().saturating_sub(usize::from(self.roster.threshold)).saturating_add(1);
-        tracing::warn!(sequence = record.sequence.0, why, refusals = record.refusals.len(), "batch abandoned");
+        let enough = self
+            .roster
+            .operators
+            .len()
+            .saturating_sub(usize::from(self.roster.threshold))
+            .saturating_add(1);
+        tracing::warn!(
+            sequence = record.sequence.0,
+            why,
+            refusals = record.refusals.len(),
+            "batch abandoned"
+        );
         for (request, operation) in record.requests.iter().zip(&record.operations) {
             let id = operation.id(&self.vault.id());
             if let Some((_, reason)) = blamed.get(&id.0).filter(|(count, _)| *count >= enough) {
-                queue::mark(&self.store, changes, request, |progress| progress.refuse(reason.clone(), now_ms()))?;
+                queue::mark(&self.store, changes, request, |progress| {
+                    progress.refuse(reason.clone(), now_ms())
+                })?;
                 continue;
             }
             let mut tries = 0;
@@ -304,24 +355,40 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
     settings.fees.check(parameters.network)?;
     let identity = files::load_identity(&settings.data_dir.join("identity"))?;
     let me = identity.public();
-    anyhow::ensure!(roster.is_coordinator(&me), "this node's key {me} is not among the roster's coordinators");
+    anyhow::ensure!(
+        roster.is_coordinator(&me),
+        "this node's key {me} is not among the roster's coordinators"
+    );
     tracing::info!("loading the proving key");
     let keys = Keys::load(&settings.keys).context("the proof keys can't be loaded")?;
     let verifying_key_hash = keys.verifying.hash().0;
     let setup = keys.verifying.label().to_owned();
     let rpc = BitcoinRpc::new(&settings.bitcoind)?;
-    let agreed = hex::encode(protocol::hash::tagged("drawbridge/network", &[&roster.hash(), &parameters.hash()]));
+    let agreed = hex::encode(protocol::hash::tagged(
+        "drawbridge/network",
+        &[&roster.hash(), &parameters.hash()],
+    ));
     let store = Store::open(
         settings.data_dir.join("db"),
-        &Schema { kind: "coordinator", network: &agreed, columns: &records::columns() },
+        &Schema {
+            kind: "coordinator",
+            network: &agreed,
+            columns: &records::columns(),
+        },
     )?;
-    let (network, events) = p2p::start(&identity, &p2p::Settings {
-        listen: settings.listen.clone(),
-        peers: peers(&roster, &me),
-        network: agreed.clone(),
-    })
+    let (network, events) = p2p::start(
+        &identity,
+        &p2p::Settings {
+            listen: settings.listen.clone(),
+            peers: peers(&roster, &me),
+            network: agreed.clone(),
+        },
+    )
     .await?;
-    let live = watch::Sender::new(Live { phase: "starting".into(), ..Live::default() });
+    let live = watch::Sender::new(Live {
+        phase: "starting".into(),
+        ..Live::default()
+    });
     let reader = Reader {
         store: store.clone(),
         live: live.subscribe(),
@@ -342,10 +409,32 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
     let sessions = Sessions::default();
     let answering = tokio::spawn(answer(
         events,
-        Desk { store: store.clone(), roster: roster.clone(), sessions: sessions.clone(), rpc: rpc.clone() },
+        Desk {
+            store: store.clone(),
+            roster: roster.clone(),
+            sessions: sessions.clone(),
+            rpc: rpc.clone(),
+        },
         stop.clone(),
     ));
-    let result = found_and_follow(Parts { settings, roster, parameters, me, keys: Arc::new(keys.proving), verifying_key_hash, rpc, store, network: network.clone(), sessions, live, reader }, stop.clone()).await;
+    let result = found_and_follow(
+        Parts {
+            settings,
+            roster,
+            parameters,
+            me,
+            keys: Arc::new(keys.proving),
+            verifying_key_hash,
+            rpc,
+            store,
+            network: network.clone(),
+            sessions,
+            live,
+            reader,
+        },
+        stop.clone(),
+    )
+    .await;
     stop.cancel();
     network.shutdown().await;
     let _ = answering.await;
@@ -369,8 +458,20 @@ struct Parts {
 }
 
 async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
-    let Parts { settings, roster, parameters, me, keys, verifying_key_hash, rpc, store, network, sessions, live, reader } =
-        parts;
+    let Parts {
+        settings,
+        roster,
+        parameters,
+        me,
+        keys,
+        verifying_key_hash,
+        rpc,
+        store,
+        network,
+        sessions,
+        live,
+        reader,
+    } = parts;
     let founding = Founding {
         store: &store,
         network: &network,
@@ -383,7 +484,9 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         live: &live,
         stop: &stop,
     };
-    let Some(vault) = founding.vault().await? else { return Ok(()) };
+    let Some(vault) = founding.vault().await? else {
+        return Ok(());
+    };
     let vault = Arc::new(vault);
     tracing::info!(vault = %hex::encode(vault.id().0), "the vault is open");
     let start = store.get(&records::GENESIS_SEARCH, &())?.unwrap_or(0);
@@ -391,8 +494,15 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     let follower = Follower::new(rpc.clone(), parameters.network, opened.position().clone());
     let height = opened.height();
     let watched = detect::load_watched(&store, &vault.group_key())?;
-    reader.watched.write().unwrap_or_else(PoisonError::into_inner).extend(watched);
-    *reader.history.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    reader
+        .watched
+        .write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .extend(watched);
+    *reader
+        .history
+        .write()
+        .unwrap_or_else(PoisonError::into_inner) = Some(opened);
     live.send_modify(|live| {
         live.vault = Some(vault.clone());
         live.phase = "idle".into();
@@ -416,7 +526,10 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         live: live.clone(),
     };
     let working = tokio::spawn(work(pipeline, reader.wake.clone(), stop.clone()));
-    let result = follow(follower, &store, &vault, &reader, &live, &network, &writing, &stop).await;
+    let result = follow(
+        follower, &store, &vault, &reader, &live, &network, &writing, &stop,
+    )
+    .await;
     stop.cancel();
     working.await?;
     result.map_err(Into::into)
@@ -427,7 +540,10 @@ fn peers(roster: &Roster, me: &PeerKey) -> Vec<PeerAddress> {
     roster
         .members()
         .filter(|member| member.key != *me)
-        .map(|member| PeerAddress { key: member.key, addresses: member.addresses.clone() })
+        .map(|member| PeerAddress {
+            key: member.key,
+            addresses: member.addresses.clone(),
+        })
         .collect()
 }
 
@@ -460,11 +576,16 @@ async fn step(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         return Ok(true);
     }
     broadcast::again(pipeline).await?;
-    Ok(aggregate::run(pipeline).await? || prove::run(pipeline).await? || batch::form(pipeline).await?)
+    Ok(aggregate::run(pipeline).await?
+        || prove::run(pipeline).await?
+        || batch::form(pipeline).await?)
 }
 
 /// Follows the chain: detect, history, confirm.
-#[allow(clippy::too_many_arguments, reason = "the parts of one loop; it is called once")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of one loop; it is called once"
+)]
 async fn follow(
     mut follower: Follower,
     store: &Store,
@@ -490,16 +611,29 @@ async fn follow(
         detect::take(store, &reader.watched, vault, &step.event, &mut changes)?;
         commit(store, changes).await?;
         let (moved, height) = {
-            let mut history = reader.history.write().unwrap_or_else(PoisonError::into_inner);
-            let history = history.as_mut().ok_or_else(|| StageError::Fault("no history".into()))?;
+            let mut history = reader
+                .history
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            let history = history
+                .as_mut()
+                .ok_or_else(|| StageError::Fault("no history".into()))?;
             (history.take(step)?, history.height())
         };
         if let Some(txid) = moved.unknown_spend {
             tracing::error!(%txid, "an unknown transaction spends the treasury; signing stops (S14)");
-            live.send_modify(|live| live.alarm = Some(format!("unknown transaction {txid} spends the treasury")));
+            live.send_modify(|live| {
+                live.alarm = Some(format!("unknown transaction {txid} spends the treasury"))
+            });
         }
         let mut changes = Changes::new();
-        confirm::take(store, &moved, height, vault.parameters().final_confirmations, &mut changes)?;
+        confirm::take(
+            store,
+            &moved,
+            height,
+            vault.parameters().final_confirmations,
+            &mut changes,
+        )?;
         commit(store, changes).await?;
         live.send_modify(|live| {
             live.height = height;
@@ -562,8 +696,19 @@ impl Desk {
                 Answer::Body(history::kept_body(&self.store, &hash)?)
             }
             Ask::Batch(sequence) => Answer::Batch(self.confirmed(sequence)?),
-            Ask::Accept { session, commitments } => match self.roster.signer(&from) {
-                Some(signer) if self.sessions.tell(&session, Input::Accepted { from: signer, commitments }) => {
+            Ask::Accept {
+                session,
+                commitments,
+            } => match self.roster.signer(&from) {
+                Some(signer)
+                    if self.sessions.tell(
+                        &session,
+                        Input::Accepted {
+                            from: signer,
+                            commitments,
+                        },
+                    ) =>
+                {
                     Answer::Taken
                 }
                 _ => Answer::Refused(Refusal::new(Rule::S12, "no such session is open here")),
@@ -571,7 +716,13 @@ impl Desk {
             Ask::Refuse { session, refusal } => match self.roster.signer(&from) {
                 Some(signer) => {
                     tracing::warn!(operator = %from, %refusal, "an operator refuses");
-                    self.sessions.tell(&session, Input::Refused { from: signer, refusal });
+                    self.sessions.tell(
+                        &session,
+                        Input::Refused {
+                            from: signer,
+                            refusal,
+                        },
+                    );
                     Answer::Taken
                 }
                 None => Answer::Refused(Refusal::new(Rule::S12, "only operators vote")),
@@ -587,8 +738,12 @@ impl Desk {
         &self,
         sequence: SequenceNumber,
     ) -> Result<Option<(protocol::batch::Candidate, Vec<u8>)>, ReadError> {
-        let Some(row) = self.store.get(&history::CONFIRMED, &sequence.0)? else { return Ok(None) };
-        let Some(candidate) = history::kept_candidate(&self.store, &row.txid)? else { return Ok(None) };
+        let Some(row) = self.store.get(&history::CONFIRMED, &sequence.0)? else {
+            return Ok(None);
+        };
+        let Some(candidate) = history::kept_candidate(&self.store, &row.txid)? else {
+            return Ok(None);
+        };
         let body = history::kept_body(&self.store, &candidate.body)?;
         Ok(body.map(|body| (candidate, body)))
     }

@@ -49,7 +49,10 @@ pub struct Batching {
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { size: 32, age_ms: 60_000 }
+        Self {
+            size: 32,
+            age_ms: 60_000,
+        }
     }
 }
 
@@ -61,11 +64,22 @@ impl Settings {
     pub fn load(path: &std::path::Path) -> anyhow::Result<Self> {
         let mut settings: Self = node::files::load_toml(path)?;
         let folder = path.parent().unwrap_or(std::path::Path::new("."));
-        for file in [&mut settings.data_dir, &mut settings.roster, &mut settings.parameters, &mut settings.keys] {
+        for file in [
+            &mut settings.data_dir,
+            &mut settings.roster,
+            &mut settings.parameters,
+            &mut settings.keys,
+        ] {
             *file = folder.join(&*file);
         }
-        anyhow::ensure!(settings.batching.size > 0, "batching.size must be at least 1");
-        anyhow::ensure!(settings.requests_per_second > 0, "requests_per_second must be at least 1");
+        anyhow::ensure!(
+            settings.batching.size > 0,
+            "batching.size must be at least 1"
+        );
+        anyhow::ensure!(
+            settings.requests_per_second > 0,
+            "requests_per_second must be at least 1"
+        );
         Ok(settings)
     }
 }

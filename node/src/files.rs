@@ -76,8 +76,10 @@ pub enum FileError {
 /// [`FileError`] that names the file.
 pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let text = read(path)?;
-    toml::from_str(&text)
-        .map_err(|error| FileError::Toml { path: path.to_owned(), message: error.to_string() })
+    toml::from_str(&text).map_err(|error| FileError::Toml {
+        path: path.to_owned(),
+        message: error.to_string(),
+    })
 }
 
 /// Reads and checks a roster.
@@ -86,7 +88,10 @@ pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
 /// [`FileError`].
 pub fn load_roster(path: &Path) -> Result<Roster, FileError> {
     let roster: Roster = load_toml(path)?;
-    roster.validate().map_err(|source| FileError::Roster { path: path.to_owned(), source })?;
+    roster.validate().map_err(|source| FileError::Roster {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(roster)
 }
 
@@ -96,7 +101,12 @@ pub fn load_roster(path: &Path) -> Result<Roster, FileError> {
 /// [`FileError`].
 pub fn load_parameters(path: &Path) -> Result<Parameters, FileError> {
     let parameters: Parameters = load_toml(path)?;
-    parameters.validate().map_err(|source| FileError::Parameters { path: path.to_owned(), source })?;
+    parameters
+        .validate()
+        .map_err(|source| FileError::Parameters {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(parameters)
 }
 
@@ -108,7 +118,8 @@ pub fn load_identity(path: &Path) -> Result<Identity, FileError> {
     check_private(path)?;
     let text = Zeroizing::new(read(path)?);
     let mut secret = Zeroizing::new([0; 32]);
-    hex::decode_to_slice(text.trim(), secret.as_mut_slice()).map_err(|_| FileError::Identity(path.to_owned()))?;
+    hex::decode_to_slice(text.trim(), secret.as_mut_slice())
+        .map_err(|_| FileError::Identity(path.to_owned()))?;
     Ok(Identity::from_secret(&secret))
 }
 
@@ -130,7 +141,10 @@ pub fn create_identity(path: &Path) -> Result<Identity, FileError> {
             file.write_all(b"\n")?;
             file.sync_all()
         })
-        .map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        .map_err(|source| FileError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(Identity::from_secret(&secret))
 }
 
@@ -139,13 +153,26 @@ pub fn create_identity(path: &Path) -> Result<Identity, FileError> {
 /// # Errors
 /// [`FileError::Permissions`], or when the file can't be looked at.
 pub fn check_private(path: &Path) -> Result<(), FileError> {
-    let metadata = fs::metadata(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+    let metadata = fs::metadata(path).map_err(|source| FileError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(()) } else { Err(FileError::Permissions { path: path.to_owned(), mode }) }
+    if mode & 0o077 == 0 {
+        Ok(())
+    } else {
+        Err(FileError::Permissions {
+            path: path.to_owned(),
+            mode,
+        })
+    }
 }
 
 fn read(path: &Path) -> Result<String, FileError> {
-    let io = |source| FileError::Io { path: path.to_owned(), source };
+    let io = |source| FileError::Io {
+        path: path.to_owned(),
+        source,
+    };
     if fs::metadata(path).map_err(io)?.len() > MAX_FILE_BYTES {
         return Err(FileError::TooLarge(path.to_owned()));
     }
@@ -164,7 +191,10 @@ mod tests {
         assert_eq!(load_identity(&path).unwrap().public(), made.public());
         assert!(matches!(create_identity(&path), Err(FileError::Io { .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(load_identity(&path), Err(FileError::Permissions { mode: 0o644, .. })));
+        assert!(matches!(
+            load_identity(&path),
+            Err(FileError::Permissions { mode: 0o644, .. })
+        ));
     }
 
     #[test]

@@ -33,8 +33,13 @@ pub const CONFIRMED: Table<u64, Confirmed> = Table::new("confirmed", 1);
 /// Where the chain follower stands.
 pub const POSITION: Table<(), Position> = Table::new("position", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 5] =
-    [BODIES.name(), CANDIDATES.name(), CONFIRMED.name(), POSITION.name(), crate::certificate::CERTIFICATE.name()];
+pub const TABLES: [ColumnName; 5] = [
+    BODIES.name(),
+    CANDIDATES.name(),
+    CONFIRMED.name(),
+    POSITION.name(),
+    crate::certificate::CERTIFICATE.name(),
+];
 
 /// Transitions kept in memory to undo batches; a deeper reorganisation replays from genesis.
 const MAX_UNDO: usize = 16;
@@ -136,7 +141,9 @@ impl History {
     /// # Errors
     /// [`HistoryError`].
     pub fn open(store: Store, vault: Arc<Vault>, start: u32) -> Result<Self, HistoryError> {
-        let position = store.get(&POSITION, &())?.unwrap_or_else(|| Position::starting_at(start));
+        let position = store
+            .get(&POSITION, &())?
+            .unwrap_or_else(|| Position::starting_at(start));
         let ledger = Ledger::new();
         let genesis = Treasury {
             outpoint: vault.genesis_output().outpoint,
@@ -156,15 +163,25 @@ impl History {
             }
             confirmed.push(row);
         }
-        let mut history =
-            Self { store, vault, genesis, position, confirmed, ledger, applied: 0, undo: VecDeque::new() };
+        let mut history = Self {
+            store,
+            vault,
+            genesis,
+            position,
+            confirmed,
+            ledger,
+            applied: 0,
+            undo: VecDeque::new(),
+        };
         history.catch_up()?;
         Ok(history)
     }
 
     /// The treasury at the end of the chain.
     pub fn head(&self) -> Treasury {
-        self.confirmed.last().map_or(self.genesis, |last| last.treasury)
+        self.confirmed
+            .last()
+            .map_or(self.genesis, |last| last.treasury)
     }
 
     /// Where the follower goes on.
@@ -189,7 +206,8 @@ impl History {
 
     /// A confirmed batch.
     pub fn confirmed(&self, sequence: SequenceNumber) -> Option<&Confirmed> {
-        self.confirmed.get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
+        self.confirmed
+            .get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
     }
 
     /// The first confirmed batch whose body is not at hand.
@@ -207,7 +225,9 @@ impl History {
         operations: &[Operation],
         sequence: SequenceNumber,
     ) -> Result<Transition, (usize, OperationError)> {
-        let transition = self.ledger.apply_batch(operations, &self.vault.id(), sequence)?;
+        let transition = self
+            .ledger
+            .apply_batch(operations, &self.vault.id(), sequence)?;
         if let Err(error) = self.ledger.revert(&transition) {
             // Can't happen right after an apply. If it did, the ledger would be wrong: rebuild it.
             tracing::error!(%error, "a previewed batch could not be taken back; replaying the history");
@@ -231,14 +251,22 @@ impl History {
                         moved.unknown_spend = Some(spend.txid);
                         break;
                     };
-                    let row = Confirmed { treasury: next, height, txid: spend.txid };
+                    let row = Confirmed {
+                        treasury: next,
+                        height,
+                        txid: spend.txid,
+                    };
                     changes.put(&CONFIRMED, &next.commitment.sequence.0, &row);
                     moved.connected.push(row);
                     head = next;
                 }
             }
             ChainEvent::Disconnected { height, .. } => {
-                let gone = self.confirmed.iter().rev().take_while(|row| row.height >= height);
+                let gone = self
+                    .confirmed
+                    .iter()
+                    .rev()
+                    .take_while(|row| row.height >= height);
                 moved.disconnected = gone.copied().collect();
                 for row in &moved.disconnected {
                     changes.delete(&CONFIRMED, &row.treasury.commitment.sequence.0);
@@ -249,7 +277,11 @@ impl History {
         self.store.commit(changes)?;
         self.position = step.position;
         self.confirmed.extend(&moved.connected);
-        self.confirmed.truncate(self.confirmed.len().saturating_sub(moved.disconnected.len()));
+        self.confirmed.truncate(
+            self.confirmed
+                .len()
+                .saturating_sub(moved.disconnected.len()),
+        );
         self.rewind();
         self.catch_up()?;
         Ok(moved)
@@ -265,7 +297,9 @@ impl History {
     /// [`HistoryError`].
     pub fn catch_up(&mut self) -> Result<(), HistoryError> {
         while let Some(next) = self.confirmed.get(self.applied).copied() {
-            let Some(body) = self.body_of(&next)? else { return Ok(()) };
+            let Some(body) = self.body_of(&next)? else {
+                return Ok(());
+            };
             let commitment = next.treasury.commitment;
             let sequence = commitment.sequence.0;
             let transition = self
@@ -290,8 +324,12 @@ impl History {
     /// # Errors
     /// [`HistoryError`].
     pub fn body_of(&self, batch: &Confirmed) -> Result<Option<Body>, HistoryError> {
-        let Some(candidate) = kept_candidate(&self.store, &batch.txid)? else { return Ok(None) };
-        let Some(bytes) = kept_body(&self.store, &candidate.body)? else { return Ok(None) };
+        let Some(candidate) = kept_candidate(&self.store, &batch.txid)? else {
+            return Ok(None);
+        };
+        let Some(bytes) = kept_body(&self.store, &candidate.body)? else {
+            return Ok(None);
+        };
         Body::decode(&bytes)
             .map(Some)
             .map_err(|error| HistoryError::Body(batch.treasury.commitment.sequence.0, error))
@@ -300,7 +338,10 @@ impl History {
     /// Takes batches back that are no longer confirmed.
     fn rewind(&mut self) {
         while self.applied > self.confirmed.len() {
-            let undone = self.undo.pop_back().is_some_and(|transition| self.ledger.revert(&transition).is_ok());
+            let undone = self
+                .undo
+                .pop_back()
+                .is_some_and(|transition| self.ledger.revert(&transition).is_ok());
             if !undone {
                 self.rebuild();
                 return;

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chain::{BitcoinRpc, FollowError, NodeStatus, Step};
+use chain::{BitcoinRpc, FollowError, NodeStatus, RpcError, Step};
 use ledger::SequenceNumber;
 use node::{
     certificate, clock,
@@ -97,6 +97,9 @@ pub enum RunError {
     /// The Bitcoin node's settings.
     #[error("bitcoind can't be used")]
     Bitcoind(#[from] chain::SettingsError),
+    /// The Bitcoin node is on another network, or refuses this operator.
+    #[error("bitcoind can't be used")]
+    BitcoinNode(#[from] RpcError),
     /// The database.
     #[error("the database can't be opened")]
     Database(#[from] OpenError),
@@ -246,6 +249,12 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     }
     let verifying_key = load_verifying_key(&settings.verifying_key)?;
     let rpc = BitcoinRpc::new(&settings.bitcoind)?;
+    match rpc.check_network(parameters.network).await {
+        Err(error) if error.is_transient() => {
+            tracing::warn!(%error, "no bitcoind yet");
+        }
+        checked => checked?,
+    }
     let data = &settings.data_dir;
     std::fs::create_dir_all(data).map_err(|source| RunError::Folder {
         path: data.clone(),

@@ -67,7 +67,9 @@ pub struct DepositAddressDocument {
 }
 
 /// Where a request is. `confirmed` and `final` are on the chain; credit on `final` only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestStatus {
     /// Seen; a deposit that waits for confirmations.
@@ -224,7 +226,9 @@ pub struct StageTimes {
 }
 
 /// Where a batch is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchStatus {
     /// Formed, waits for its proofs.

@@ -75,7 +75,8 @@ impl Body {
         let Some((&BODY_VERSION, rest)) = bytes.split_first() else {
             return Err(BodyError::Version(bytes.first().copied()));
         };
-        let (body, rest): (Self, _) = postcard::take_from_bytes(rest).map_err(|_| BodyError::Encoding)?;
+        let (body, rest): (Self, _) =
+            postcard::take_from_bytes(rest).map_err(|_| BodyError::Encoding)?;
         if !rest.is_empty() || body.encode() != bytes {
             return Err(BodyError::Encoding);
         }
@@ -85,7 +86,11 @@ impl Body {
         if body.digests.len() != body.proofs.len().saturating_add(1) {
             return Err(BodyError::Shape("digests"));
         }
-        if body.proofs.iter().any(|proof| proof.len() > MAX_PROOF_BYTES) {
+        if body
+            .proofs
+            .iter()
+            .any(|proof| proof.len() > MAX_PROOF_BYTES)
+        {
             return Err(BodyError::Shape("proofs"));
         }
         Ok(body)
@@ -103,10 +108,14 @@ impl Body {
 
     /// (outpoint, credited amount) of every deposit, in order.
     pub fn deposits(&self) -> impl Iterator<Item = (&OutPoint, Amount)> {
-        self.operations.iter().filter_map(|operation| match operation {
-            Operation::Deposit { outpoint, amount, .. } => Some((outpoint, *amount)),
-            _ => None,
-        })
+        self.operations
+            .iter()
+            .filter_map(|operation| match operation {
+                Operation::Deposit {
+                    outpoint, amount, ..
+                } => Some((outpoint, *amount)),
+                _ => None,
+            })
     }
 
     /// The payouts, in order.
@@ -114,9 +123,14 @@ impl Body {
         self.operations
             .iter()
             .filter_map(|operation| match operation {
-                Operation::Withdraw { amount, script_pubkey, .. } => {
-                    Some(TxOut { value: *amount, script_pubkey: script_pubkey.clone() })
-                }
+                Operation::Withdraw {
+                    amount,
+                    script_pubkey,
+                    ..
+                } => Some(TxOut {
+                    value: *amount,
+                    script_pubkey: script_pubkey.clone(),
+                }),
                 _ => None,
             })
             .collect()
@@ -124,7 +138,9 @@ impl Body {
 
     /// Ids of all operations, in order.
     pub fn operation_ids(&self) -> impl Iterator<Item = OperationId> {
-        self.operations.iter().map(|operation| operation.id(&self.vault))
+        self.operations
+            .iter()
+            .map(|operation| operation.id(&self.vault))
     }
 }
 

@@ -65,7 +65,12 @@ pub enum TermsError {
 
 impl DepositTerms {
     /// The terms that a vault offers for an account.
-    pub fn offered(vault: VaultId, parameters: &Parameters, account: AccountKey, refund: XOnlyPublicKey) -> Self {
+    pub fn offered(
+        vault: VaultId,
+        parameters: &Parameters,
+        account: AccountKey,
+        refund: XOnlyPublicKey,
+    ) -> Self {
         Self {
             vault,
             account,
@@ -84,7 +89,10 @@ impl DepositTerms {
         for (same, name) in [
             (self.vault == vault, "vault id"),
             (self.refund_delay == parameters.refund_delay, "refund delay"),
-            (self.min_deposit == parameters.min_deposit, "smallest deposit"),
+            (
+                self.min_deposit == parameters.min_deposit,
+                "smallest deposit",
+            ),
             (self.fee == parameters.deposit_fee, "deposit fee"),
         ] {
             if !same {
@@ -96,14 +104,17 @@ impl DepositTerms {
 
     /// TERMS in the descriptor: a tagged hash over every field in fixed width.
     pub fn hash(&self) -> TermsHash {
-        TermsHash(hash::tagged("drawbridge/terms", &[
-            &self.vault.0,
-            &self.account.to_bytes(),
-            &self.refund.serialize(),
-            &self.refund_delay.to_le_bytes(),
-            &self.min_deposit.to_sat().to_le_bytes(),
-            &self.fee.to_sat().to_le_bytes(),
-        ]))
+        TermsHash(hash::tagged(
+            "drawbridge/terms",
+            &[
+                &self.vault.0,
+                &self.account.to_bytes(),
+                &self.refund.serialize(),
+                &self.refund_delay.to_le_bytes(),
+                &self.min_deposit.to_sat().to_le_bytes(),
+                &self.fee.to_sat().to_le_bytes(),
+            ],
+        ))
     }
 
     /// What a payment of `value` credits; `None` when it is below the smallest deposit.
@@ -111,7 +122,9 @@ impl DepositTerms {
         if value < self.min_deposit {
             return None;
         }
-        value.checked_sub(self.fee).filter(|amount| *amount > Amount::ZERO)
+        value
+            .checked_sub(self.fee)
+            .filter(|amount| *amount > Amount::ZERO)
     }
 
     /// Derives the address under a vault's group key.
@@ -125,8 +138,9 @@ impl DepositTerms {
             self.refund_delay,
             self.hash(),
         );
-        let descriptor: Descriptor<XOnlyPublicKey> =
-            text.parse().map_err(|error: miniscript::Error| TermsError::Descriptor(error.to_string()))?;
+        let descriptor: Descriptor<XOnlyPublicKey> = text
+            .parse()
+            .map_err(|error: miniscript::Error| TermsError::Descriptor(error.to_string()))?;
         let root = match &descriptor {
             Descriptor::Tr(tr) => tr.spend_info().merkle_root(),
             _ => None,

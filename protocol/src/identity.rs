@@ -12,7 +12,11 @@ pub struct PeerKey(#[serde(with = "hex::serde")] pub [u8; 32]);
 
 impl fmt::Debug for PeerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PeerKey({})", hex::encode(self.0.get(..4).unwrap_or_default()))
+        write!(
+            f,
+            "PeerKey({})",
+            hex::encode(self.0.get(..4).unwrap_or_default())
+        )
     }
 }
 
@@ -61,7 +65,11 @@ impl Identity {
     /// Signs `body` for others to keep as evidence.
     pub fn sign<T: Serialize>(&self, domain: &str, body: T) -> Signed<T> {
         let signature = self.0.sign(&signed_bytes(domain, &body)).to_bytes();
-        Signed { body, by: self.public(), signature: signature.to_vec() }
+        Signed {
+            body,
+            by: self.public(),
+            signature: signature.to_vec(),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the nodes agree on: identities, vault, deposits, batches, messages, and the machines that
 //! carry a batch from proposal to signature. No I/O, clock, randomness or secrets of money in here.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
 
 pub mod api;
 pub mod batch;

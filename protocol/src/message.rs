@@ -43,7 +43,10 @@ impl Subject {
     /// The session in which `coordinator` has this signed.
     pub fn session(&self, coordinator: &PeerKey) -> SessionId {
         let bytes = postcard::to_stdvec(self).unwrap_or_default();
-        SessionId(hash::tagged("drawbridge/session", &[&coordinator.0, &bytes]))
+        SessionId(hash::tagged(
+            "drawbridge/session",
+            &[&coordinator.0, &bytes],
+        ))
     }
 }
 
@@ -147,9 +150,26 @@ pub enum Answer {
 
 /// The safety rules of DESIGN section 7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "named in the design, each with a file in operator/verify")]
+#[allow(
+    missing_docs,
+    reason = "named in the design, each with a file in operator/verify"
+)]
 pub enum Rule {
-    S1, S2, S3, S4, S5, S6, S7, S8, S9, S10, S11, S12, S13, S14, S15,
+    S1,
+    S2,
+    S3,
+    S4,
+    S5,
+    S6,
+    S7,
+    S8,
+    S9,
+    S10,
+    S11,
+    S12,
+    S13,
+    S14,
+    S15,
 }
 
 /// Which rule was broken, by which operation, and how.
@@ -173,13 +193,20 @@ impl Refusal {
             end = end.saturating_sub(1);
         }
         reason.truncate(end);
-        Self { rule, operation: None, reason }
+        Self {
+            rule,
+            operation: None,
+            reason,
+        }
     }
 
     /// Names the operation at fault.
     #[must_use]
     pub fn of(self, operation: OperationId) -> Self {
-        Self { operation: Some(operation), ..self }
+        Self {
+            operation: Some(operation),
+            ..self
+        }
     }
 }
 

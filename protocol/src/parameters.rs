@@ -57,7 +57,9 @@ pub struct Parameters {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParametersError {
     /// The refund could open while a batch with the deposit may still confirm.
-    #[error("refund_delay {0} leaves no time: it must exceed deposit_confirmations + replacement_delay + bump_window")]
+    #[error(
+        "refund_delay {0} leaves no time: it must exceed deposit_confirmations + replacement_delay + bump_window"
+    )]
     RefundDelay(u16),
     /// A count that must be at least 1 is 0, or above its bound.
     #[error("{0} is out of range")]
@@ -129,6 +131,9 @@ impl Parameters {
     /// Commits to every parameter.
     pub fn hash(&self) -> [u8; 32] {
         // Postcard does not fail on this type; a failure would only give a hash that nobody else has.
-        hash::tagged("drawbridge/parameters", &[&postcard::to_stdvec(self).unwrap_or_default()])
+        hash::tagged(
+            "drawbridge/parameters",
+            &[&postcard::to_stdvec(self).unwrap_or_default()],
+        )
     }
 }

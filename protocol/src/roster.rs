@@ -48,7 +48,9 @@ pub enum RosterError {
         operators: usize,
     },
     /// Too many or no nodes of a kind.
-    #[error("the roster needs 2 to {MAX_OPERATORS} operators and 1 to {MAX_COORDINATORS} coordinators")]
+    #[error(
+        "the roster needs 2 to {MAX_OPERATORS} operators and 1 to {MAX_COORDINATORS} coordinators"
+    )]
     Size,
     /// One key appears twice.
     #[error("the key {0} appears twice in the roster")]
@@ -62,11 +64,16 @@ impl Roster {
     /// The first [`RosterError`] found.
     pub fn validate(&self) -> Result<(), RosterError> {
         let n = self.operators.len();
-        if !(2..=MAX_OPERATORS).contains(&n) || !(1..=MAX_COORDINATORS).contains(&self.coordinators.len()) {
+        if !(2..=MAX_OPERATORS).contains(&n)
+            || !(1..=MAX_COORDINATORS).contains(&self.coordinators.len())
+        {
             return Err(RosterError::Size);
         }
         if self.threshold < 2 || usize::from(self.threshold) > n {
-            return Err(RosterError::Threshold { threshold: self.threshold, operators: n });
+            return Err(RosterError::Threshold {
+                threshold: self.threshold,
+                operators: n,
+            });
         }
         let mut seen = BTreeSet::new();
         for member in self.members() {
@@ -99,12 +106,17 @@ impl Roster {
 
     /// The operator with a FROST identifier.
     pub fn operator(&self, signer: SignerId) -> Option<&Member> {
-        self.operators.iter().find(|member| SignerId::derive(&member.key.0) == signer)
+        self.operators
+            .iter()
+            .find(|member| SignerId::derive(&member.key.0) == signer)
     }
 
     /// All FROST identifiers.
     pub fn signers(&self) -> BTreeSet<SignerId> {
-        self.operators.iter().map(|member| SignerId::derive(&member.key.0)).collect()
+        self.operators
+            .iter()
+            .map(|member| SignerId::derive(&member.key.0))
+            .collect()
     }
 
     /// What key generation binds a polynomial to, beside the parameters: the operators' keys and t.
@@ -112,6 +124,9 @@ impl Roster {
     pub fn hash(&self) -> [u8; 32] {
         let mut keys: Vec<_> = self.operators.iter().map(|member| member.key.0).collect();
         keys.sort_unstable();
-        hash::tagged("drawbridge/roster", &[&self.threshold.to_le_bytes(), &keys.concat()])
+        hash::tagged(
+            "drawbridge/roster",
+            &[&self.threshold.to_le_bytes(), &keys.concat()],
+        )
     }
 }

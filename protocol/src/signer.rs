@@ -199,15 +199,24 @@ impl State {
                 Ok(Vec::new())
             }
             Input::Proposed { from, subject } => self.proposed(now, from, subject),
-            Input::Verified(id) => Ok(self.advance(id, &Phase::Verifying, Phase::Storing, Effect::Store(id))),
+            Input::Verified(id) => {
+                Ok(self.advance(id, &Phase::Verifying, Phase::Storing, Effect::Store(id)))
+            }
             Input::Refused(id, refusal) => {
                 let session = self.sessions.remove(&id);
-                Ok(session.map(|session| Effect::Refuse(id, session.coordinator, refusal)).into_iter().collect())
+                Ok(session
+                    .map(|session| Effect::Refuse(id, session.coordinator, refusal))
+                    .into_iter()
+                    .collect())
             }
             Input::Stored { session, reachable } => Ok(self.stored(now, session, reachable)),
             Input::Receipt(id, peer) => Ok(self.receipt(id, peer)),
             Input::Tick => Ok(self.tick(now)),
-            Input::SignRequested { from, session, attempt } => self.sign_requested(from, session, attempt),
+            Input::SignRequested {
+                from,
+                session,
+                attempt,
+            } => self.sign_requested(from, session, attempt),
         }
     }
 
@@ -221,16 +230,27 @@ impl State {
         self.sessions.retain(|_, session| match &session.subject {
             Subject::Genesis(_) => head.is_none(),
             Subject::Batch(candidate) => {
-                Some(candidate.sequence) == next && head.is_some_and(|head| head.outpoint == candidate.parent)
+                Some(candidate.sequence) == next
+                    && head.is_some_and(|head| head.outpoint == candidate.parent)
             }
         });
     }
 
     fn next_sequence(&self) -> Option<SequenceNumber> {
-        self.head?.commitment.sequence.0.checked_add(1).map(SequenceNumber)
+        self.head?
+            .commitment
+            .sequence
+            .0
+            .checked_add(1)
+            .map(SequenceNumber)
     }
 
-    fn proposed(&mut self, now: u64, from: PeerKey, subject: Subject) -> Result<Vec<Effect>, Refusal> {
+    fn proposed(
+        &mut self,
+        now: u64,
+        from: PeerKey,
+        subject: Subject,
+    ) -> Result<Vec<Effect>, Refusal> {
         self.check_subject(&subject)?;
         let id = subject.session(&from);
         if let Some(session) = self.sessions.get(&id) {
@@ -241,12 +261,21 @@ impl State {
             });
         }
         if self.sessions.len() >= MAX_SESSIONS
-            && let Some(oldest) = self.sessions.iter().min_by_key(|(_, session)| session.opened).map(|(id, _)| *id)
+            && let Some(oldest) = self
+                .sessions
+                .iter()
+                .min_by_key(|(_, session)| session.opened)
+                .map(|(id, _)| *id)
         {
             self.sessions.remove(&oldest);
         }
-        let session =
-            Session { coordinator: from, subject: subject.clone(), phase: Phase::Verifying, attempt: 0, opened: now };
+        let session = Session {
+            coordinator: from,
+            subject: subject.clone(),
+            phase: Phase::Verifying,
+            attempt: 0,
+            opened: now,
+        };
         self.sessions.insert(id, session);
         Ok(vec![Effect::Verify(id, from, subject)])
     }
@@ -254,7 +283,10 @@ impl State {
     /// S2, S4, S7 and S14, as far as they need no other data; asked again at the sign request.
     fn check_subject(&self, subject: &Subject) -> Result<(), Refusal> {
         if let Some(alarm) = &self.alarm {
-            return Err(Refusal::new(Rule::S14, format!("signing has stopped: {alarm}")));
+            return Err(Refusal::new(
+                Rule::S14,
+                format!("signing has stopped: {alarm}"),
+            ));
         }
         match subject {
             Subject::Genesis(genesis) => {
@@ -262,25 +294,34 @@ impl State {
                     return Err(Refusal::new(Rule::S2, "this vault has its genesis"));
                 }
                 match self.genesis {
-                    Some(other) if other != genesis.outpoint => {
-                        Err(Refusal::new(Rule::S2, format!("this key has signed the genesis {other}; there is only one")))
-                    }
+                    Some(other) if other != genesis.outpoint => Err(Refusal::new(
+                        Rule::S2,
+                        format!("this key has signed the genesis {other}; there is only one"),
+                    )),
                     _ => Ok(()),
                 }
             }
             Subject::Batch(candidate) => {
-                let head = self.head.ok_or_else(|| Refusal::new(Rule::S2, "no genesis is certified here"))?;
+                let head = self
+                    .head
+                    .ok_or_else(|| Refusal::new(Rule::S2, "no genesis is certified here"))?;
                 if Some(candidate.sequence) != self.next_sequence() {
-                    return Err(Refusal::new(Rule::S4, format!(
-                        "sequence number {} does not follow {}",
-                        candidate.sequence.0, head.commitment.sequence.0
-                    )));
+                    return Err(Refusal::new(
+                        Rule::S4,
+                        format!(
+                            "sequence number {} does not follow {}",
+                            candidate.sequence.0, head.commitment.sequence.0
+                        ),
+                    ));
                 }
                 if candidate.parent != head.outpoint {
-                    return Err(Refusal::new(Rule::S2, format!(
-                        "input 0 is {}, not the latest treasury {}",
-                        candidate.parent, head.outpoint
-                    )));
+                    return Err(Refusal::new(
+                        Rule::S2,
+                        format!(
+                            "input 0 is {}, not the latest treasury {}",
+                            candidate.parent, head.outpoint
+                        ),
+                    ));
                 }
                 Ok(())
             }
@@ -298,7 +339,9 @@ impl State {
     }
 
     fn stored(&mut self, now: u64, id: SessionId, reachable: BTreeSet<PeerKey>) -> Vec<Effect> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Vec::new() };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Vec::new();
+        };
         if session.phase != Phase::Storing {
             return Vec::new();
         }
@@ -308,13 +351,20 @@ impl State {
             return vec![Effect::Accept(id, session.coordinator)];
         }
         let deadline = now.saturating_add(RECEIPT_WAIT_MS);
-        session.phase = Phase::PassingOn { waiting: reachable.clone(), deadline };
+        session.phase = Phase::PassingOn {
+            waiting: reachable.clone(),
+            deadline,
+        };
         vec![Effect::PassOn(id, reachable)]
     }
 
     fn receipt(&mut self, id: SessionId, peer: PeerKey) -> Vec<Effect> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Vec::new() };
-        let Phase::PassingOn { waiting, .. } = &mut session.phase else { return Vec::new() };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Vec::new();
+        };
+        let Phase::PassingOn { waiting, .. } = &mut session.phase else {
+            return Vec::new();
+        };
         waiting.remove(&peer);
         if !waiting.is_empty() {
             return Vec::new();
@@ -334,26 +384,45 @@ impl State {
         effects
     }
 
-    fn sign_requested(&mut self, from: PeerKey, id: SessionId, attempt: u32) -> Result<Vec<Effect>, Refusal> {
+    fn sign_requested(
+        &mut self,
+        from: PeerKey,
+        id: SessionId,
+        attempt: u32,
+    ) -> Result<Vec<Effect>, Refusal> {
         let Some(session) = self.sessions.get(&id) else {
-            return Err(Refusal::new(Rule::S9, "this session is not known here; propose it again"));
+            return Err(Refusal::new(
+                Rule::S9,
+                "this session is not known here; propose it again",
+            ));
         };
         if session.coordinator != from {
-            return Err(Refusal::new(Rule::S12, "this session is another coordinator's"));
+            return Err(Refusal::new(
+                Rule::S12,
+                "this session is another coordinator's",
+            ));
         }
         if session.phase != Phase::Accepted {
             return Err(Refusal::new(Rule::S8, "this session is not accepted yet"));
         }
         if attempt <= session.attempt || attempt > MAX_ATTEMPTS {
-            return Err(Refusal::new(Rule::S9, format!(
-                "attempt {attempt} does not follow attempt {}",
-                session.attempt
-            )));
+            return Err(Refusal::new(
+                Rule::S9,
+                format!(
+                    "attempt {attempt} does not follow attempt {}",
+                    session.attempt
+                ),
+            ));
         }
         self.check_subject(&session.subject)?;
         let promise = match &session.subject {
             Subject::Genesis(genesis) => Signable::Genesis(genesis.outpoint),
-            Subject::Batch(candidate) => Signable::Batch(judge(self.promise.as_ref(), candidate, self.height, self.replacement_delay)?),
+            Subject::Batch(candidate) => Signable::Batch(judge(
+                self.promise.as_ref(),
+                candidate,
+                self.height,
+                self.replacement_delay,
+            )?),
         };
         Ok(self.grant(id, attempt, promise))
     }
@@ -366,7 +435,11 @@ impl State {
             Signable::Batch(promise) => self.promise = Some(promise.clone()),
             Signable::Genesis(outpoint) => self.genesis = Some(*outpoint),
         }
-        vec![Effect::PromiseAndSign { session: id, attempt, promise }]
+        vec![Effect::PromiseAndSign {
+            session: id,
+            attempt,
+            promise,
+        }]
     }
 }
 
@@ -388,7 +461,9 @@ pub fn judge(
         txid: candidate.txid,
         height,
     };
-    let Some(promise) = promise else { return Ok(fresh) };
+    let Some(promise) = promise else {
+        return Ok(fresh);
+    };
     // A promise for another treasury can no longer confirm: its input is not the chain's treasury.
     if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
         return Ok(fresh);
@@ -398,18 +473,27 @@ pub fn judge(
             return Ok(promise.clone());
         }
         if candidate.fee > promise.fee {
-            return Ok(Promise { height: promise.height, ..fresh });
+            return Ok(Promise {
+                height: promise.height,
+                ..fresh
+            });
         }
-        return Err(Refusal::new(Rule::S7, format!(
-            "this batch was signed with a fee of {}; a replacement must pay more than that",
-            promise.fee
-        )));
+        return Err(Refusal::new(
+            Rule::S7,
+            format!(
+                "this batch was signed with a fee of {}; a replacement must pay more than that",
+                promise.fee
+            ),
+        ));
     }
     if height.saturating_sub(promise.height) >= replacement_delay {
         return Ok(fresh);
     }
-    Err(Refusal::new(Rule::S7, format!(
-        "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
-        promise.body, promise.sequence.0, promise.height
-    )))
+    Err(Refusal::new(
+        Rule::S7,
+        format!(
+            "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
+            promise.body, promise.sequence.0, promise.height
+        ),
+    ))
 }

@@ -200,7 +200,12 @@ impl Session {
                 self.pending.remove(&from);
                 Ok(Vec::new())
             }
-            Input::Answered { from, attempt, shares, next } => self.answered(from, attempt, shares, next),
+            Input::Answered {
+                from,
+                attempt,
+                shares,
+                next,
+            } => self.answered(from, attempt, shares, next),
         }
     }
 
@@ -215,7 +220,11 @@ impl Session {
     }
 
     fn check_length(&self, from: SignerId, length: usize) -> Result<(), Reject> {
-        if length == self.messages.len() { Ok(()) } else { Err(Reject::Length(from)) }
+        if length == self.messages.len() {
+            Ok(())
+        } else {
+            Err(Reject::Length(from))
+        }
     }
 
     /// The first `needed` of the ready become one attempt.
@@ -223,13 +232,29 @@ impl Session {
         if self.ready.len() < self.needed {
             return Ok(Vec::new());
         }
-        let attempt = self.started.checked_add(1).filter(|n| *n <= MAX_ATTEMPTS).ok_or(Reject::Exhausted)?;
+        let attempt = self
+            .started
+            .checked_add(1)
+            .filter(|n| *n <= MAX_ATTEMPTS)
+            .ok_or(Reject::Exhausted)?;
         let chosen: Vec<SignerId> = self.ready.keys().take(self.needed).copied().collect();
-        let commitments: BTreeMap<SignerId, Commitments> =
-            chosen.iter().filter_map(|signer| self.ready.remove_entry(signer)).collect();
-        let package = Package { messages: self.messages.clone(), commitments };
-        self.pending.extend(chosen.into_iter().map(|signer| (signer, attempt)));
-        self.attempts.insert(attempt, Attempt { package: package.clone(), shares: BTreeMap::new() });
+        let commitments: BTreeMap<SignerId, Commitments> = chosen
+            .iter()
+            .filter_map(|signer| self.ready.remove_entry(signer))
+            .collect();
+        let package = Package {
+            messages: self.messages.clone(),
+            commitments,
+        };
+        self.pending
+            .extend(chosen.into_iter().map(|signer| (signer, attempt)));
+        self.attempts.insert(
+            attempt,
+            Attempt {
+                package: package.clone(),
+                shares: BTreeMap::new(),
+            },
+        );
         self.started = attempt;
         Ok(vec![Effect::Request { attempt, package }])
     }
@@ -261,7 +286,11 @@ impl Session {
                 .map_err(|error| Reject::Aggregate(error.to_string()))?;
             let signers = attempt.shares.keys().copied().collect();
             self.finished = true;
-            return Ok(vec![Effect::Finished { signatures, signers, attempts: self.started }]);
+            return Ok(vec![Effect::Finished {
+                signatures,
+                signers,
+                attempts: self.started,
+            }]);
         }
         self.pending.remove(&from);
         self.ready.insert(from, next);

@@ -6,7 +6,8 @@
 //! ```
 
 use bitcoin::{
-    Amount, OutPoint, Script, ScriptBuf, Sequence, TapSighashType, Transaction, TxIn, TxOut, Witness, Weight,
+    Amount, OutPoint, Script, ScriptBuf, Sequence, TapSighashType, Transaction, TxIn, TxOut,
+    Weight, Witness,
     absolute::LockTime,
     hashes::Hash as _,
     opcodes::all::OP_RETURN,
@@ -57,14 +58,21 @@ impl Commitment {
         let mut push = PushBytesBuf::with_capacity(bytes.len());
         // 53 bytes always fit into a push.
         let _ = push.extend_from_slice(&bytes);
-        Builder::new().push_opcode(OP_RETURN).push_slice(push).into_script()
+        Builder::new()
+            .push_opcode(OP_RETURN)
+            .push_slice(push)
+            .into_script()
     }
 
     /// Reads [`Self::script`] back; `None` for any other script.
     pub fn parse(script: &Script) -> Option<Self> {
         let mut instructions = script.instructions();
-        let Some(Ok(Instruction::Op(OP_RETURN))) = instructions.next() else { return None };
-        let Some(Ok(Instruction::PushBytes(push))) = instructions.next() else { return None };
+        let Some(Ok(Instruction::Op(OP_RETURN))) = instructions.next() else {
+            return None;
+        };
+        let Some(Ok(Instruction::PushBytes(push))) = instructions.next() else {
+            return None;
+        };
         if instructions.next().is_some() {
             return None;
         }
@@ -97,10 +105,15 @@ impl Treasury {
     /// Reads the next treasury from a transaction that spends this one; `None` when it is no batch of
     /// the vault that follows this one (S14).
     pub fn next(&self, vault: &VaultKey, transaction: &Transaction) -> Option<Self> {
-        let [output, note, ..] = transaction.output.as_slice() else { return None };
+        let [output, note, ..] = transaction.output.as_slice() else {
+            return None;
+        };
         let commitment = Commitment::parse(&note.script_pubkey)?;
         let follows = self.commitment.sequence.0.checked_add(1) == Some(commitment.sequence.0);
-        let spends = transaction.input.first().is_some_and(|input| input.previous_output == self.outpoint);
+        let spends = transaction
+            .input
+            .first()
+            .is_some_and(|input| input.previous_output == self.outpoint);
         (follows && spends && output.script_pubkey == *vault.script_pubkey()).then(|| Self {
             outpoint: OutPoint::new(transaction.compute_txid(), 0),
             value: output.value,
@@ -200,12 +213,17 @@ impl BatchTransaction {
     /// # Errors
     /// [`BuildError`] when amounts don't work out or the transaction would not be standard.
     pub fn build(vault: &VaultKey, plan: &BatchPlan<'_>) -> Result<Self, BuildError> {
-        let mut prevouts =
-            vec![TxOut { value: plan.treasury.value, script_pubkey: vault.script_pubkey().clone() }];
+        let mut prevouts = vec![TxOut {
+            value: plan.treasury.value,
+            script_pubkey: vault.script_pubkey().clone(),
+        }];
         let mut outpoints = vec![plan.treasury.outpoint];
         let mut tweaks = vec![*vault.tweak()];
         for deposit in plan.deposits {
-            prevouts.push(TxOut { value: deposit.value, script_pubkey: deposit.address.script_pubkey.clone() });
+            prevouts.push(TxOut {
+                value: deposit.value,
+                script_pubkey: deposit.address.script_pubkey.clone(),
+            });
             outpoints.push(deposit.outpoint);
             tweaks.push(deposit.address.tweak);
         }
@@ -213,20 +231,35 @@ impl BatchTransaction {
             return Err(BuildError::TopUpOrder);
         }
         for top_up in plan.top_ups {
-            prevouts.push(TxOut { value: top_up.value, script_pubkey: vault.script_pubkey().clone() });
+            prevouts.push(TxOut {
+                value: top_up.value,
+                script_pubkey: vault.script_pubkey().clone(),
+            });
             outpoints.push(top_up.outpoint);
             tweaks.push(*vault.tweak());
         }
         let available = sum(prevouts.iter().map(|output| output.value))?;
-        let paid = sum(plan.withdrawals.iter().map(|output| output.value).chain([plan.fee]))?;
-        let needed = paid.checked_add(TREASURY_DUST).ok_or(BuildError::Overflow)?;
+        let paid = sum(plan
+            .withdrawals
+            .iter()
+            .map(|output| output.value)
+            .chain([plan.fee]))?;
+        let needed = paid
+            .checked_add(TREASURY_DUST)
+            .ok_or(BuildError::Overflow)?;
         let value = available
             .checked_sub(paid)
             .filter(|value| *value >= TREASURY_DUST)
             .ok_or(BuildError::Insufficient { available, needed })?;
         let mut output = vec![
-            TxOut { value, script_pubkey: vault.script_pubkey().clone() },
-            TxOut { value: Amount::ZERO, script_pubkey: plan.next.script() },
+            TxOut {
+                value,
+                script_pubkey: vault.script_pubkey().clone(),
+            },
+            TxOut {
+                value: Amount::ZERO,
+                script_pubkey: plan.next.script(),
+            },
         ];
         output.extend_from_slice(plan.withdrawals);
         let unsigned = Transaction {
@@ -240,7 +273,13 @@ impl BatchTransaction {
             value,
             commitment: plan.next,
         };
-        let built = Self { unsigned, prevouts, tweaks, treasury, fee: plan.fee };
+        let built = Self {
+            unsigned,
+            prevouts,
+            tweaks,
+            treasury,
+            fee: plan.fee,
+        };
         let weight = built.weight();
         if weight > MAX_WEIGHT {
             return Err(BuildError::TooHeavy(weight));
@@ -251,7 +290,10 @@ impl BatchTransaction {
     /// Weight once it is signed: each input gets one 64-byte signature (sighash type default).
     pub fn weight(&self) -> Weight {
         // Segwit marker and flag: 2. A witness: count 1, length 1, signature 64.
-        let witnesses = u64::try_from(self.prevouts.len()).unwrap_or(u64::MAX).saturating_mul(66).saturating_add(2);
+        let witnesses = u64::try_from(self.prevouts.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(66)
+            .saturating_add(2);
         // Without any witness rust-bitcoin serializes, and so weighs, the legacy form.
         self.unsigned.weight() + Weight::from_wu(witnesses)
     }
@@ -270,7 +312,10 @@ impl BatchTransaction {
                 let sighash = cache
                     .taproot_key_spend_signature_hash(index, &prevouts, TapSighashType::Default)
                     .map_err(|error| BuildError::Sighash(error.to_string()))?;
-                Ok(Message { digest: sighash.to_byte_array(), tweak: *tweak })
+                Ok(Message {
+                    digest: sighash.to_byte_array(),
+                    tweak: *tweak,
+                })
             })
             .collect()
     }
@@ -282,7 +327,10 @@ impl BatchTransaction {
     pub fn complete(&self, signatures: &[schnorr::Signature]) -> Result<Transaction, BuildError> {
         let inputs = self.unsigned.input.len();
         if signatures.len() != inputs {
-            return Err(BuildError::Signatures { got: signatures.len(), inputs });
+            return Err(BuildError::Signatures {
+                got: signatures.len(),
+                inputs,
+            });
         }
         let mut transaction = self.unsigned.clone();
         for (input, signature) in transaction.input.iter_mut().zip(signatures) {

@@ -43,14 +43,17 @@ pub struct Genesis {
 impl Genesis {
     /// The vault's name: a hash of everything that makes it this vault and no other.
     pub fn vault_id(&self) -> VaultId {
-        VaultId(hash::tagged("drawbridge/vault", &[
-            &self.group_key.serialize(),
-            &bitcoin::consensus::serialize(&self.outpoint),
-            &self.amount.to_sat().to_le_bytes(),
-            &self.verifying_key_hash,
-            &self.parameters_hash,
-            &self.roster_hash,
-        ]))
+        VaultId(hash::tagged(
+            "drawbridge/vault",
+            &[
+                &self.group_key.serialize(),
+                &bitcoin::consensus::serialize(&self.outpoint),
+                &self.amount.to_sat().to_le_bytes(),
+                &self.verifying_key_hash,
+                &self.parameters_hash,
+                &self.roster_hash,
+            ],
+        ))
     }
 
     /// What all n operators sign, untweaked, with GROUP.
@@ -103,18 +106,29 @@ impl VaultKey {
     ///
     /// # Errors
     /// When roster or parameters are not usable.
-    pub fn new(group: GroupInfo, parameters: Parameters, roster: Roster) -> Result<Self, VaultError> {
+    pub fn new(
+        group: GroupInfo,
+        parameters: Parameters,
+        roster: Roster,
+    ) -> Result<Self, VaultError> {
         roster.validate()?;
         parameters.validate()?;
         let text = descriptor_text(&group.group_key().to_x_only(), &parameters);
-        let descriptor: Descriptor<XOnlyPublicKey> =
-            text.parse().map_err(|error: miniscript::Error| VaultError::Descriptor(error.to_string()))?;
+        let descriptor: Descriptor<XOnlyPublicKey> = text
+            .parse()
+            .map_err(|error: miniscript::Error| VaultError::Descriptor(error.to_string()))?;
         let root = match &descriptor {
             Descriptor::Tr(tr) => tr.spend_info().merkle_root(),
             _ => None,
         };
         let tweak = Tweak::KeyPath(root.map(|root| *bitcoin::hashes::Hash::as_byte_array(&root)));
-        Ok(Self { script_pubkey: descriptor.script_pubkey(), tweak, group, parameters, roster })
+        Ok(Self {
+            script_pubkey: descriptor.script_pubkey(),
+            tweak,
+            group,
+            parameters,
+            roster,
+        })
     }
 
     /// Public data of the threshold key.
@@ -161,7 +175,12 @@ impl VaultKey {
     }
 
     /// The genesis claim for an outpoint that pays this vault.
-    pub fn genesis(&self, outpoint: OutPoint, amount: Amount, verifying_key_hash: [u8; 32]) -> Genesis {
+    pub fn genesis(
+        &self,
+        outpoint: OutPoint,
+        amount: Amount,
+        verifying_key_hash: [u8; 32],
+    ) -> Genesis {
         Genesis {
             group_key: self.group_key(),
             outpoint,
@@ -178,7 +197,10 @@ fn descriptor_text(group: &XOnlyPublicKey, parameters: &Parameters) -> String {
         None => format!("tr({group})"),
         Some(recovery) => {
             let keys: String = recovery.keys.iter().map(|key| format!(",{key}")).collect();
-            format!("tr({group},and_v(v:multi_a({}{keys}),older({})))", recovery.needed, recovery.delay)
+            format!(
+                "tr({group},and_v(v:multi_a({}{keys}),older({})))",
+                recovery.needed, recovery.delay
+            )
         }
     }
 }
@@ -213,8 +235,14 @@ impl Vault {
         let own = key.genesis(genesis.outpoint, genesis.amount, verifying_key_hash);
         for (same, name) in [
             (own.group_key == genesis.group_key, "group key"),
-            (own.verifying_key_hash == genesis.verifying_key_hash, "verifying key (circuit or setup)"),
-            (own.parameters_hash == genesis.parameters_hash, "set of vault parameters"),
+            (
+                own.verifying_key_hash == genesis.verifying_key_hash,
+                "verifying key (circuit or setup)",
+            ),
+            (
+                own.parameters_hash == genesis.parameters_hash,
+                "set of vault parameters",
+            ),
             (own.roster_hash == genesis.roster_hash, "roster"),
         ] {
             if !same {
@@ -222,9 +250,17 @@ impl Vault {
             }
         }
         let secp: Secp256k1<VerifyOnly> = Secp256k1::verification_only();
-        secp.verify_schnorr(&certificate.signature, &Message::from_digest(genesis.digest()), &key.group_key())
-            .map_err(|_| VaultError::Signature)?;
-        Ok(Self { id: genesis.vault_id(), key, certificate })
+        secp.verify_schnorr(
+            &certificate.signature,
+            &Message::from_digest(genesis.digest()),
+            &key.group_key(),
+        )
+        .map_err(|_| VaultError::Signature)?;
+        Ok(Self {
+            id: genesis.vault_id(),
+            key,
+            certificate,
+        })
     }
 
     /// The vault's id.

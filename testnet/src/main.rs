@@ -53,7 +53,10 @@ async fn main() -> anyhow::Result<()> {
     let keys = tokio::task::spawn_blocking(|| proof_keys(|_| {})).await??;
     story.done(format!("proof keys ready: {}", proof::SETUP_LABEL));
     story.doing("starting bitcoind and the nodes");
-    let size = Size { operators: arguments.operators, threshold: arguments.threshold };
+    let size = Size {
+        operators: arguments.operators,
+        threshold: arguments.threshold,
+    };
     let mut network = LocalNetwork::start(&dir, size, &keys).await?;
     story.done(format!(
         "bitcoind, 1 coordinator and {} operators run; logs in {}",
@@ -72,7 +75,12 @@ async fn main() -> anyhow::Result<()> {
         stay(&mut network).await;
     }
     let stubborn = network.stop().await;
-    result.with_context(|| format!("the scenario failed; logs are in {}", network.dir.join("logs").display()))?;
+    result.with_context(|| {
+        format!(
+            "the scenario failed; logs are in {}",
+            network.dir.join("logs").display()
+        )
+    })?;
     if !stubborn.is_empty() {
         bail!("these did not stop by themselves: {}", stubborn.join(", "));
     }
@@ -80,13 +88,19 @@ async fn main() -> anyhow::Result<()> {
 }
 
 #[allow(clippy::print_stdout, reason = "what the command is for")]
-async fn play(network: &mut LocalNetwork, arguments: &Arguments, story: &Story) -> anyhow::Result<()> {
+async fn play(
+    network: &mut LocalNetwork,
+    arguments: &Arguments,
+    story: &Story,
+) -> anyhow::Result<()> {
     scenario::found(network, story).await?;
     let report = scenario::play(network, arguments.scenario, story).await?;
     story.end();
     println!("{}", report.table());
     let url = network.client.url().as_str().trim_end_matches('/');
-    println!("  REST API      {url}/v1/status\n  API pages     {url}/docs\n  metrics       {url}/metrics");
+    println!(
+        "  REST API      {url}/v1/status\n  API pages     {url}/docs\n  metrics       {url}/metrics"
+    );
     println!("  logs          {}", network.dir.join("logs").display());
     if let Some(file) = &arguments.json {
         std::fs::write(file, serde_json::to_string_pretty(&report)?)

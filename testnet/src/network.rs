@@ -83,7 +83,9 @@ impl Node {
 
     /// SIGTERM, and SIGKILL for one that does not listen. Gives whether it ended by itself.
     pub async fn stop(&mut self) -> bool {
-        let Some(mut child) = self.child.take() else { return true };
+        let Some(mut child) = self.child.take() else {
+            return true;
+        };
         if let Some(pid) = child.id() {
             // The shell's kill: no crate for one signal.
             let _ = Command::new("kill").arg(pid.to_string()).status().await;
@@ -97,7 +99,9 @@ impl Node {
 
     /// Is the process there?
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Where its log is.
@@ -131,8 +135,18 @@ fn free_port() -> anyhow::Result<u16> {
 fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     // Test binaries are one folder further down.
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("{name} is not beside {}: build the workspace first", own.display()))
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "{name} is not beside {}: build the workspace first",
+            own.display()
+        )
+    })
 }
 
 /// The proof keys of this circuit version, made once for this machine.
@@ -142,8 +156,12 @@ fn binary(name: &str) -> anyhow::Result<PathBuf> {
 pub fn proof_keys(progress: impl FnMut(SetupStep)) -> anyhow::Result<PathBuf> {
     let cache = std::env::var_os("DRAWBRIDGE_CACHE")
         .map(PathBuf::from)
-        .or_else(|| std::env::var_os("XDG_CACHE_HOME").map(|dir| PathBuf::from(dir).join("drawbridge")))
-        .or_else(|| std::env::var_os("HOME").map(|dir| PathBuf::from(dir).join(".cache/drawbridge")))
+        .or_else(|| {
+            std::env::var_os("XDG_CACHE_HOME").map(|dir| PathBuf::from(dir).join("drawbridge"))
+        })
+        .or_else(|| {
+            std::env::var_os("HOME").map(|dir| PathBuf::from(dir).join(".cache/drawbridge"))
+        })
         .context("set HOME or DRAWBRIDGE_CACHE to a folder for the proof keys")?;
     let folder = cache.join(format!("keys-{}", proof::CIRCUIT_VERSION));
     Keys::ensure(&folder, &mut rand::rngs::OsRng, progress)?;
@@ -157,12 +175,20 @@ impl LocalNetwork {
     /// What kept it from starting.
     pub async fn start(dir: &Path, size: Size, keys: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
-        ensure!(fs::read_dir(dir)?.next().is_none(), "{} is not empty: choose another folder", dir.display());
+        ensure!(
+            fs::read_dir(dir)?.next().is_none(),
+            "{} is not empty: choose another folder",
+            dir.display()
+        );
         let dir = dir.canonicalize()?;
         let bitcoind = Bitcoind::start(dir.join("bitcoind")).await?;
         let mut network = Self::lay_out(&dir, size, keys, bitcoind)?;
         network.bitcoind.mine(101).await?;
-        for node in network.operators.iter_mut().chain([&mut network.coordinator]) {
+        for node in network
+            .operators
+            .iter_mut()
+            .chain([&mut network.coordinator])
+        {
             node.start()?;
         }
         Ok(network)
@@ -177,8 +203,11 @@ impl LocalNetwork {
             operators.push(member(dir, &format!("operator-{number}"))?);
         }
         let coordinator = member(dir, "coordinator-1")?;
-        let roster =
-            Roster { threshold: size.threshold, operators: operators.clone(), coordinators: vec![coordinator.clone()] };
+        let roster = Roster {
+            threshold: size.threshold,
+            operators: operators.clone(),
+            coordinators: vec![coordinator.clone()],
+        };
         roster.validate()?;
         fs::write(dir.join("roster.toml"), toml::to_string(&roster)?)?;
         fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
@@ -234,7 +263,11 @@ impl LocalNetwork {
                     node.log.display()
                 );
             }
-            ensure!(start.elapsed() < limit, "{what} did not happen within {} s", limit.as_secs());
+            ensure!(
+                start.elapsed() < limit,
+                "{what} did not happen within {} s",
+                limit.as_secs()
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
@@ -265,7 +298,12 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
     })
 }
 
-fn write_operator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings) -> anyhow::Result<()> {
+fn write_operator(
+    dir: &Path,
+    member: &Member,
+    keys: &Path,
+    rpc: &RpcSettings,
+) -> anyhow::Result<()> {
     let folder = dir.join(&member.name);
     let passphrase = folder.join("passphrase");
     fs::write(&passphrase, PASSPHRASE)?;
@@ -284,16 +322,32 @@ fn write_operator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings) -
         window_blocks = 144
     };
     let mut settings = settings;
-    settings.insert("verifying_key".into(), path_value(&keys.join(VERIFYING_KEY_FILE)));
+    settings.insert(
+        "verifying_key".into(),
+        path_value(&keys.join(VERIFYING_KEY_FILE)),
+    );
     settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
-    settings.insert("status_listen".into(), format!("127.0.0.1:{}", free_port()?).into());
+    settings.insert(
+        "status_listen".into(),
+        format!("127.0.0.1:{}", free_port()?).into(),
+    );
     settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
     fs::write(folder.join("settings.toml"), toml::to_string(&settings)?)?;
     Ok(())
 }
 
-fn write_coordinator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings, http: &str) -> anyhow::Result<()> {
-    ensure!(keys.join(PROVING_KEY_FILE).is_file(), "no proving key in {}", keys.display());
+fn write_coordinator(
+    dir: &Path,
+    member: &Member,
+    keys: &Path,
+    rpc: &RpcSettings,
+    http: &str,
+) -> anyhow::Result<()> {
+    ensure!(
+        keys.join(PROVING_KEY_FILE).is_file(),
+        "no proving key in {}",
+        keys.display()
+    );
     let mut settings = toml::toml! {
         data_dir = "data"
         roster = "../roster.toml"
@@ -313,7 +367,10 @@ fn write_coordinator(dir: &Path, member: &Member, keys: &Path, rpc: &RpcSettings
     settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
     settings.insert("http".into(), http.into());
     settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
-    fs::write(dir.join(&member.name).join("settings.toml"), toml::to_string(&settings)?)?;
+    fs::write(
+        dir.join(&member.name).join("settings.toml"),
+        toml::to_string(&settings)?,
+    )?;
     Ok(())
 }
 

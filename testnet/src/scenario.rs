@@ -58,7 +58,10 @@ impl Default for Story {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { start: Instant::now(), bar }
+        Self {
+            start: Instant::now(),
+            bar,
+        }
     }
 }
 
@@ -70,7 +73,11 @@ impl Story {
 
     /// What has been done.
     pub fn done(&self, what: impl AsRef<str>) {
-        let line = format!("{:>7.1} s  {}", self.start.elapsed().as_secs_f64(), what.as_ref());
+        let line = format!(
+            "{:>7.1} s  {}",
+            self.start.elapsed().as_secs_f64(),
+            what.as_ref()
+        );
         self.bar.suspend(|| {
             #[allow(clippy::print_stdout, reason = "what the command is for")]
             {
@@ -100,13 +107,21 @@ pub async fn found(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<
     story.doing("operators generate the vault's key");
     let address = network
         .wait_for("key generation", STEP, async |network| {
-            Ok(network.client.vault().await.ok().and_then(|vault| vault.address))
+            Ok(network
+                .client
+                .vault()
+                .await
+                .ok()
+                .and_then(|vault| vault.address))
         })
         .await?;
     story.done(format!("key generated; the vault is {address}"));
     let address: Address = address.parse::<Address<_>>()?.assume_checked();
     let txid = network.bitcoind.fund(&address, GENESIS).await?;
-    network.bitcoind.mine(network.parameters.genesis_confirmations).await?;
+    network
+        .bitcoind
+        .mine(network.parameters.genesis_confirmations)
+        .await?;
     story.doing("all operators certify the genesis");
     let vault = network
         .wait_for("genesis", STEP, async |network| {
@@ -114,10 +129,17 @@ pub async fn found(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<
             Ok(vault.and_then(|vault| vault.vault_id))
         })
         .await?;
-    story.done(format!("genesis {txid} certified by all operators; vault id {vault}"));
+    story.done(format!(
+        "genesis {txid} certified by all operators; vault id {vault}"
+    ));
     network
         .wait_for("readiness", STEP, async |network| {
-            Ok(network.client.is_ready().await.unwrap_or(false).then_some(()))
+            Ok(network
+                .client
+                .is_ready()
+                .await
+                .unwrap_or(false)
+                .then_some(()))
         })
         .await
 }
@@ -126,14 +148,24 @@ pub async fn found(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<
 ///
 /// # Errors
 /// What went wrong, or does not hold.
-pub async fn play(network: &mut LocalNetwork, scenario: Scenario, story: &Story) -> anyhow::Result<Report> {
+pub async fn play(
+    network: &mut LocalNetwork,
+    scenario: Scenario,
+    story: &Story,
+) -> anyhow::Result<Report> {
     let wallets = network.dir.join("wallets");
     let mut users = Vec::new();
     for name in ["alice", "bob", "carol"] {
         let wallet = Wallet::create(wallets.join(name), PASSPHRASE, network.parameters.network)?;
-        users.push(User { name, wallet, expected: 0 });
+        users.push(User {
+            name,
+            wallet,
+            expected: 0,
+        });
     }
-    let [alice, bob, carol] = users.as_mut_slice() else { anyhow::bail!("three users") };
+    let [alice, bob, carol] = users.as_mut_slice() else {
+        anyhow::bail!("three users")
+    };
 
     story.doing("three users deposit");
     let first = [
@@ -141,7 +173,10 @@ pub async fn play(network: &mut LocalNetwork, scenario: Scenario, story: &Story)
         deposit(network, bob, 300_000, story).await?,
         deposit(network, carol, 200_000, story).await?,
     ];
-    network.bitcoind.mine(network.parameters.deposit_confirmations).await?;
+    network
+        .bitcoind
+        .mine(network.parameters.deposit_confirmations)
+        .await?;
     if scenario == Scenario::KillCoordinator {
         kill_coordinator(network, story).await?;
     }
@@ -152,22 +187,53 @@ pub async fn play(network: &mut LocalNetwork, scenario: Scenario, story: &Story)
     story.done("three deposits credited in one batch");
 
     story.doing("two more deposits, a transfer and two withdrawals");
-    let second =
-        [deposit(network, alice, 100_000, story).await?, deposit(network, carol, 150_000, story).await?];
-    network.bitcoind.mine(network.parameters.deposit_confirmations).await?;
+    let second = [
+        deposit(network, alice, 100_000, story).await?,
+        deposit(network, carol, 150_000, story).await?,
+    ];
+    network
+        .bitcoind
+        .mine(network.parameters.deposit_confirmations)
+        .await?;
     let payout_bob = network.bitcoind.new_address().await?;
     let payout_carol = network.bitcoind.new_address().await?;
     let fees = network.client.fees().await?;
     let client = network.client.clone();
     let options = SendOptions::default();
-    let paid = alice.wallet.transfer(&client, &bob.wallet.address(), Amount::from_sat(50_000), options).await?;
-    let out_bob =
-        bob.wallet.withdraw(&client, &payout_bob.to_string(), Amount::from_sat(120_000), options).await?;
-    let out_carol =
-        carol.wallet.withdraw(&client, &payout_carol.to_string(), Amount::from_sat(80_000), options).await?;
-    alice.expected = alice.expected.saturating_sub(50_000 + fees.transfer_fee_sat);
+    let paid = alice
+        .wallet
+        .transfer(
+            &client,
+            &bob.wallet.address(),
+            Amount::from_sat(50_000),
+            options,
+        )
+        .await?;
+    let out_bob = bob
+        .wallet
+        .withdraw(
+            &client,
+            &payout_bob.to_string(),
+            Amount::from_sat(120_000),
+            options,
+        )
+        .await?;
+    let out_carol = carol
+        .wallet
+        .withdraw(
+            &client,
+            &payout_carol.to_string(),
+            Amount::from_sat(80_000),
+            options,
+        )
+        .await?;
+    alice.expected = alice
+        .expected
+        .saturating_sub(50_000 + fees.transfer_fee_sat);
     bob.expected = (bob.expected + 50_000).saturating_sub(120_000 + fees.withdraw_fee_sat);
-    carol.expected = carol.expected.saturating_sub(80_000 + fees.withdraw_fee_sat);
+    carol.expected = carol
+        .expected
+        .saturating_sub(80_000 + fees.withdraw_fee_sat);
     story.done("alice pays bob 50,000 sat; bob withdraws 120,000 and carol 80,000 sat");
     until_deposits(network, &second, RequestStatus::Final, story).await?;
     for sent in [&paid, &out_bob, &out_carol] {
@@ -175,7 +241,12 @@ pub async fn play(network: &mut LocalNetwork, scenario: Scenario, story: &Story)
     }
     story.done("everything is final");
 
-    check(network, &users, &[(payout_bob, 120_000), (payout_carol, 80_000)]).await?;
+    check(
+        network,
+        &users,
+        &[(payout_bob, 120_000), (payout_carol, 80_000)],
+    )
+    .await?;
     story.done("accounts, payouts on the chain, and treasury >= supply hold");
     report(network, scenario).await
 }
@@ -188,14 +259,24 @@ async fn deposit(
 ) -> anyhow::Result<OutPoint> {
     let backup = user.wallet.deposit_address(&network.client).await?;
     let address = backup.bitcoin_address()?;
-    let txid = network.bitcoind.fund(&address, Amount::from_sat(sats)).await?;
-    let transaction = network.bitcoind.rpc().transaction(txid, None).await?.context("own payment not found")?;
+    let txid = network
+        .bitcoind
+        .fund(&address, Amount::from_sat(sats))
+        .await?;
+    let transaction = network
+        .bitcoind
+        .rpc()
+        .transaction(txid, None)
+        .await?
+        .context("own payment not found")?;
     let vout = transaction
         .output
         .iter()
         .position(|output| output.script_pubkey == address.script_pubkey())
         .context("own payment has no such output")?;
-    user.expected = user.expected.saturating_add(sats.saturating_sub(network.parameters.deposit_fee.to_sat()));
+    user.expected = user
+        .expected
+        .saturating_add(sats.saturating_sub(network.parameters.deposit_fee.to_sat()));
     story.done(format!("{} deposits {sats} sat to {address}", user.name));
     Ok(OutPoint::new(txid, u32::try_from(vout)?))
 }
@@ -231,8 +312,14 @@ async fn until_deposits(
         let id = outpoint.to_string();
         mine_until(network, "a deposit", async |network| {
             show_phase(network, story).await;
-            let Ok(deposit) = network.client.deposit(&id).await else { return Ok(None) };
-            ensure!(deposit.status != RequestStatus::Refused, "deposit {id} was refused: {:?}", deposit.reason);
+            let Ok(deposit) = network.client.deposit(&id).await else {
+                return Ok(None);
+            };
+            ensure!(
+                deposit.status != RequestStatus::Refused,
+                "deposit {id} was refused: {:?}",
+                deposit.reason
+            );
             Ok((deposit.status >= status).then_some(()))
         })
         .await?;
@@ -243,8 +330,14 @@ async fn until_deposits(
 async fn until_final(network: &mut LocalNetwork, id: &str, story: &Story) -> anyhow::Result<()> {
     mine_until(network, "an operation", async |network| {
         show_phase(network, story).await;
-        let Ok(operation) = network.client.operation(id).await else { return Ok(None) };
-        ensure!(operation.status != RequestStatus::Refused, "operation {id} was refused: {:?}", operation.reason);
+        let Ok(operation) = network.client.operation(id).await else {
+            return Ok(None);
+        };
+        ensure!(
+            operation.status != RequestStatus::Refused,
+            "operation {id} was refused: {:?}",
+            operation.reason
+        );
         Ok((operation.status == RequestStatus::Final).then_some(()))
     })
     .await
@@ -260,7 +353,12 @@ async fn show_phase(network: &LocalNetwork, story: &Story) {
 async fn kill_coordinator(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
     network
         .wait_for("proving", STEP, async |network| {
-            let phase = network.client.status().await.ok().map(|status| status.phase);
+            let phase = network
+                .client
+                .status()
+                .await
+                .ok()
+                .map(|status| status.phase);
             Ok(phase.filter(|phase| phase.starts_with("proving")))
         })
         .await?;
@@ -271,7 +369,12 @@ async fn kill_coordinator(network: &mut LocalNetwork, story: &Story) -> anyhow::
     story.done("coordinator started again");
     network
         .wait_for("the coordinator's return", STEP, async |network| {
-            Ok(network.client.is_healthy().await.unwrap_or(false).then_some(()))
+            Ok(network
+                .client
+                .is_healthy()
+                .await
+                .unwrap_or(false)
+                .then_some(()))
         })
         .await
 }
@@ -282,15 +385,26 @@ async fn kill_operator(network: &mut LocalNetwork, story: &Story) -> anyhow::Res
     // others are back, so the one that has accepted is caught between accept and sign.
     let n = network.operators.len();
     let parameters_threshold = network.client.vault().await?.threshold;
-    let gone = n.saturating_sub(usize::from(parameters_threshold)).saturating_add(1);
+    let gone = n
+        .saturating_sub(usize::from(parameters_threshold))
+        .saturating_add(1);
     for node in network.operators.iter_mut().skip(1).take(gone) {
         node.kill().await?;
     }
-    story.done(format!("{gone} operators killed, so that signing has to wait"));
-    let log = network.operators.first().context("an operator")?.log().to_owned();
+    story.done(format!(
+        "{gone} operators killed, so that signing has to wait"
+    ));
+    let log = network
+        .operators
+        .first()
+        .context("an operator")?
+        .log()
+        .to_owned();
     let seen = accepts(&log)?;
     network
-        .wait_for("an accept", STEP, async |_| Ok((accepts(&log)? > seen).then_some(())))
+        .wait_for("an accept", STEP, async |_| {
+            Ok((accepts(&log)? > seen).then_some(()))
+        })
         .await?;
     let first = network.operators.first_mut().context("an operator")?;
     first.kill().await?;
@@ -303,14 +417,25 @@ async fn kill_operator(network: &mut LocalNetwork, story: &Story) -> anyhow::Res
 }
 
 fn accepts(log: &Path) -> anyhow::Result<usize> {
-    Ok(std::fs::read_to_string(log)?.lines().filter(|line| line.contains("round1")).count())
+    Ok(std::fs::read_to_string(log)?
+        .lines()
+        .filter(|line| line.contains("round1"))
+        .count())
 }
 
 /// What must hold in the end.
-async fn check(network: &LocalNetwork, users: &[User], payouts: &[(Address, u64)]) -> anyhow::Result<()> {
+async fn check(
+    network: &LocalNetwork,
+    users: &[User],
+    payouts: &[(Address, u64)],
+) -> anyhow::Result<()> {
     let mut sum = 0_u64;
     for user in users {
-        let account = network.client.account(&user.wallet.address()).await?.context("no account")?;
+        let account = network
+            .client
+            .account(&user.wallet.address())
+            .await?
+            .context("no account")?;
         ensure!(
             account.balance_sat == user.expected,
             "{} holds {} sat, not {}",
@@ -324,17 +449,38 @@ async fn check(network: &LocalNetwork, users: &[User], payouts: &[(Address, u64)
         let received: f64 = network
             .bitcoind
             .miner()
-            .call("getreceivedbyaddress", &[serde_json::json!(address.to_string()), serde_json::json!(1)])
+            .call(
+                "getreceivedbyaddress",
+                &[serde_json::json!(address.to_string()), serde_json::json!(1)],
+            )
             .await?;
         let received = Amount::from_btc(received)?;
-        ensure!(received == Amount::from_sat(*sats), "{address} received {received}, not {sats} sat");
+        ensure!(
+            received == Amount::from_sat(*sats),
+            "{address} received {received}, not {sats} sat"
+        );
     }
     let vault = network.client.vault().await?;
-    ensure!(vault.supply_sat == sum, "the supply is {} sat, the balances add up to {sum}", vault.supply_sat);
+    ensure!(
+        vault.supply_sat == sum,
+        "the supply is {} sat, the balances add up to {sum}",
+        vault.supply_sat
+    );
     let treasury: OutPoint = vault.treasury.context("no treasury")?.parse()?;
-    let output = network.bitcoind.rpc().unspent_output(treasury, false).await?.context("treasury is not on the chain")?;
-    ensure!(output.value.to_sat() == vault.treasury_sat, "the chain has another treasury amount");
-    ensure!(output.value.to_sat() >= vault.supply_sat, "the treasury does not cover the supply");
+    let output = network
+        .bitcoind
+        .rpc()
+        .unspent_output(treasury, false)
+        .await?
+        .context("treasury is not on the chain")?;
+    ensure!(
+        output.value.to_sat() == vault.treasury_sat,
+        "the chain has another treasury amount"
+    );
+    ensure!(
+        output.value.to_sat() >= vault.supply_sat,
+        "the treasury does not cover the supply"
+    );
     Ok(())
 }
 
@@ -348,8 +494,16 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
     });
     ensure!(busy, "no batch has two deposits and two withdrawals");
     for batch in &batches {
-        let txid: Txid = batch.txid.clone().context("a batch without a transaction")?.parse()?;
-        ensure!(batch.height.is_some(), "batch {} ({txid}) is not in a block", batch.sequence);
+        let txid: Txid = batch
+            .txid
+            .clone()
+            .context("a batch without a transaction")?
+            .parse()?;
+        ensure!(
+            batch.height.is_some(),
+            "batch {} ({txid}) is not in a block",
+            batch.sequence
+        );
     }
     Ok(Report {
         scenario: scenario.name().to_owned(),

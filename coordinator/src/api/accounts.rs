@@ -24,7 +24,9 @@ async fn one(
     Segment(address): Segment,
 ) -> Result<Json<AccountDocument>, Failure> {
     let key = account_key(api.reader.parameters.network, &address)?;
-    api.look(move |reader| document(reader, key)).await.map(Json)
+    api.look(move |reader| document(reader, key))
+        .await
+        .map(Json)
 }
 
 fn document(reader: &Reader, key: AccountKey) -> Result<AccountDocument, Failure> {
@@ -58,7 +60,10 @@ fn document(reader: &Reader, key: AccountKey) -> Result<AccountDocument, Failure
     let mut document = look.ok_or_else(|| no_genesis(&reader.live.borrow().phase))??;
     let index = document.index;
     let range = (index, 0)..=(index, u64::MAX);
-    for row in reader.store.iter(&PENDING, range, Direction::Forward, MAX_PAGE)? {
+    for row in reader
+        .store
+        .iter(&PENDING, range, Direction::Forward, MAX_PAGE)?
+    {
         let (_, id) = row?;
         document.pending.push(hex::encode(id));
     }

@@ -6,8 +6,8 @@ use node::history::kept_body;
 use protocol::{
     api::{BatchDocument, BatchList, Page, RefusalDocument},
     batch::Body,
-    message::Refusal,
     identity::PeerKey,
+    message::Refusal,
 };
 use storage::Direction;
 
@@ -49,8 +49,14 @@ async fn list(
     if page.account.is_some() {
         return Err(Failure::new(Code::InvalidQuery, "batches have no account"));
     }
-    let after = page.after.as_deref().map(|text| parse_sequence(text, Code::InvalidQuery)).transpose()?;
-    api.look(move |reader| list_of(reader, after, limit)).await.map(Json)
+    let after = page
+        .after
+        .as_deref()
+        .map(|text| parse_sequence(text, Code::InvalidQuery))
+        .transpose()?;
+    api.look(move |reader| list_of(reader, after, limit))
+        .await
+        .map(Json)
 }
 
 fn list_of(reader: &Reader, after: Option<u64>, limit: usize) -> Result<BatchList, Failure> {
@@ -58,7 +64,9 @@ fn list_of(reader: &Reader, after: Option<u64>, limit: usize) -> Result<BatchLis
     let end = after.map_or(Unbounded, Excluded);
     // One more tells whether there is a next page.
     let wanted = limit.saturating_add(1);
-    let rows = reader.store.iter(&BATCHES, (Unbounded, end), Direction::Back, wanted)?;
+    let rows = reader
+        .store
+        .iter(&BATCHES, (Unbounded, end), Direction::Back, wanted)?;
     let mut items: Vec<BatchDocument> = Vec::new();
     let mut operations = 0_usize;
     let mut next = None;
@@ -85,7 +93,10 @@ async fn one(
     let sequence = parse_sequence(&sequence, Code::InvalidParameter)?;
     let found = api.look(move |reader| {
         let record = reader.store.get(&BATCHES, &sequence)?.ok_or_else(|| {
-            Failure::new(Code::UnknownBatch, format!("batch {sequence} was not formed here"))
+            Failure::new(
+                Code::UnknownBatch,
+                format!("batch {sequence} was not formed here"),
+            )
         })?;
         document(reader, &record, Detail::Full)
     });
@@ -93,7 +104,8 @@ async fn one(
 }
 
 fn parse_sequence(text: &str, code: Code) -> Result<u64, Failure> {
-    text.parse().map_err(|_| Failure::new(code, "a sequence number is a decimal number"))
+    text.parse()
+        .map_err(|_| Failure::new(code, "a sequence number is a decimal number"))
 }
 
 /// A batch for people.
@@ -108,7 +120,10 @@ pub(super) fn document(
     };
     let body = body.map(|bytes| Body::decode(&bytes)).transpose();
     let body = body.map_err(|error| Failure::internal(&error))?;
-    let transaction = record.transaction.as_ref().filter(|_| detail == Detail::Full);
+    let transaction = record
+        .transaction
+        .as_ref()
+        .filter(|_| detail == Detail::Full);
     let names = |keys: &[PeerKey]| keys.iter().map(|key| name_of(reader, key)).collect();
     let (inputs, outputs) = record.shape;
     Ok(BatchDocument {
@@ -121,11 +136,23 @@ pub(super) fn document(
         inputs,
         outputs,
         operations: operation_ids(reader, record),
-        digests: body.iter().flat_map(|body| &body.digests).map(hex::encode).collect(),
-        proofs: body.iter().flat_map(|body| &body.proofs).map(hex::encode).collect(),
+        digests: body
+            .iter()
+            .flat_map(|body| &body.digests)
+            .map(hex::encode)
+            .collect(),
+        proofs: body
+            .iter()
+            .flat_map(|body| &body.proofs)
+            .map(hex::encode)
+            .collect(),
         signers: names(&record.signers),
         blamed: names(&record.blamed),
-        refusals: record.refusals.iter().map(|(by, why)| refusal(reader, by, why)).collect(),
+        refusals: record
+            .refusals
+            .iter()
+            .map(|(by, why)| refusal(reader, by, why))
+            .collect(),
         attempts: record.attempts,
         fee_sat: record.fee.to_sat(),
         treasury_sat: record.treasury.to_sat(),
@@ -145,7 +172,13 @@ fn operation_ids(reader: &Reader, record: &BatchRecord) -> Vec<String> {
             Request::Deposit(_) => operation.id(&vault),
         }
     };
-    record.requests.iter().zip(&record.operations).map(id).map(|id| id.to_string()).collect()
+    record
+        .requests
+        .iter()
+        .zip(&record.operations)
+        .map(id)
+        .map(|id| id.to_string())
+        .collect()
 }
 
 fn refusal(reader: &Reader, by: &PeerKey, why: &Refusal) -> RefusalDocument {
@@ -160,7 +193,11 @@ fn refusal(reader: &Reader, by: &PeerKey, why: &Refusal) -> RefusalDocument {
 /// The endpoints in here.
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::new("/v1/batches", get(list), &[Code::InvalidQuery, Code::Storage]),
+        Route::new(
+            "/v1/batches",
+            get(list),
+            &[Code::InvalidQuery, Code::Storage],
+        ),
         Route::new(
             "/v1/batches/{sequence}",
             get(one),

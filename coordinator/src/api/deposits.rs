@@ -53,7 +53,9 @@ async fn create_address(
     let offered = terms
         .address(&vault.group_key())
         .map_err(|error| Failure::because(Code::InvalidRefundKey, &error))?;
-    let address = offered.address(network).map_err(|error| Failure::internal(&error))?;
+    let address = offered
+        .address(network)
+        .map_err(|error| Failure::internal(&error))?;
     let hash = terms.hash();
     let known = terms.clone();
     if !api.look(move |reader| is_stored(reader, &known)).await? {
@@ -62,7 +64,11 @@ async fn create_address(
         api.look(move |reader| store(reader, &stored)).await?;
     }
     // Stored, so a restart watches it too. Watched before anybody can pay it.
-    let mut watched = api.reader.watched.write().unwrap_or_else(PoisonError::into_inner);
+    let mut watched = api
+        .reader
+        .watched
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
     watched.insert(offered.script_pubkey.clone(), hash);
     drop(watched);
     api.reader.wake.notify_one();
@@ -90,7 +96,10 @@ fn store(reader: &Reader, terms: &DepositTerms) -> Result<(), Failure> {
     changes.put(&TERMS, &terms.hash().0, terms);
     reader.store.commit(changes).map_err(|error| {
         tracing::error!(%error, "deposit terms could not be stored");
-        Failure::new(Code::Storage, "the terms could not be stored; do not pay to this address")
+        Failure::new(
+            Code::Storage,
+            "the terms could not be stored; do not pay to this address",
+        )
     })
 }
 
@@ -103,10 +112,16 @@ async fn list(
 ) -> Result<Json<DepositList>, Failure> {
     let limit = limit_of(&page)?;
     let network = api.reader.parameters.network;
-    let account = page.account.as_deref().map(|text| account_key(network, text)).transpose()?;
+    let account = page
+        .account
+        .as_deref()
+        .map(|text| account_key(network, text))
+        .transpose()?;
     let after = page.after.as_deref().map(parse_outpoint).transpose();
     let after = after.map_err(|failure| Failure::new(Code::InvalidQuery, failure.detail))?;
-    api.look(move |reader| list_of(reader, account, after, limit)).await.map(Json)
+    api.look(move |reader| list_of(reader, account, after, limit))
+        .await
+        .map(Json)
 }
 
 fn list_of(
@@ -123,8 +138,14 @@ fn list_of(
     };
     let has_more = rows.len() > limit;
     rows.truncate(limit);
-    let next = rows.last().filter(|_| has_more).map(|row| row.outpoint.to_string());
-    let items = rows.iter().map(|row| document(reader, row)).collect::<Result<_, _>>()?;
+    let next = rows
+        .last()
+        .filter(|_| has_more)
+        .map(|row| row.outpoint.to_string());
+    let items = rows
+        .iter()
+        .map(|row| document(reader, row))
+        .collect::<Result<_, _>>()?;
     Ok(DepositList { items, next })
 }
 
@@ -135,7 +156,9 @@ fn after_of(
 ) -> Result<Vec<DepositRecord>, ReadError> {
     use std::ops::Bound::{Excluded, Unbounded};
     let start = after.map_or(Unbounded, Excluded);
-    let rows = reader.store.iter(&DEPOSITS, (start, Unbounded), Direction::Forward, limit)?;
+    let rows = reader
+        .store
+        .iter(&DEPOSITS, (start, Unbounded), Direction::Forward, limit)?;
     rows.map(|row| row.map(|(_, record)| record)).collect()
 }
 
@@ -147,12 +170,21 @@ fn of_account(
 ) -> Result<Vec<DepositRecord>, ReadError> {
     use std::ops::Bound::{Excluded, Included};
     let key = account.to_bytes();
-    let first = OutPoint { txid: Txid::from_byte_array([0; 32]), vout: 0 };
-    let last = OutPoint { txid: Txid::from_byte_array([u8::MAX; 32]), vout: u32::MAX };
+    let first = OutPoint {
+        txid: Txid::from_byte_array([0; 32]),
+        vout: 0,
+    };
+    let last = OutPoint {
+        txid: Txid::from_byte_array([u8::MAX; 32]),
+        vout: u32::MAX,
+    };
     let start = after.map_or(Included((key, first)), |after| Excluded((key, after)));
     let range = (start, Included((key, last)));
     let mut rows = Vec::new();
-    for row in reader.store.iter(&DEPOSITS_OF, range, Direction::Forward, limit)? {
+    for row in reader
+        .store
+        .iter(&DEPOSITS_OF, range, Direction::Forward, limit)?
+    {
         let ((_, outpoint), ()) = row?;
         rows.extend(reader.store.get(&DEPOSITS, &outpoint)?);
     }
@@ -192,7 +224,11 @@ fn document(reader: &Reader, record: &DepositRecord) -> Result<DepositDocument, 
     })?;
     let vault = reader.live.borrow().vault.clone();
     let operation = detect::operation(record, &terms);
-    let id = |vault: &Vault| operation.as_ref().map(|operation| operation.id(&vault.id()).to_string());
+    let id = |vault: &Vault| {
+        operation
+            .as_ref()
+            .map(|operation| operation.id(&vault.id()).to_string())
+    };
     let progress = &record.progress;
     Ok(DepositDocument {
         outpoint: record.outpoint.to_string(),
@@ -219,7 +255,12 @@ pub(super) fn routes() -> Vec<Route> {
         Code::Full,
         Code::Storage,
     ];
-    let list_codes = [Code::InvalidQuery, Code::WrongNetwork, Code::InvalidAccount, Code::Storage];
+    let list_codes = [
+        Code::InvalidQuery,
+        Code::WrongNetwork,
+        Code::InvalidAccount,
+        Code::Storage,
+    ];
     let one_codes = [Code::InvalidParameter, Code::UnknownDeposit, Code::Storage];
     vec![
         Route::new("/v1/deposit-addresses", post(create_address), &address).with_body(),

@@ -35,12 +35,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             .await
             .map_err(|_| Failure::new(Code::BodyTimeout, "send the whole body at once"))?
             .map_err(unreadable)?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| match error.classify() {
-            Category::Data => Failure::new(Code::InvalidBody, error.to_string()),
-            Category::Syntax | Category::Eof | Category::Io => {
-                Failure::new(Code::MalformedBody, error.to_string())
-            }
-        })
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|error| match error.classify() {
+                Category::Data => Failure::new(Code::InvalidBody, error.to_string()),
+                Category::Syntax | Category::Eof | Category::Io => {
+                    Failure::new(Code::MalformedBody, error.to_string())
+                }
+            })
     }
 }
 
@@ -93,9 +95,10 @@ pub fn limit_of(page: &Page) -> Result<usize, Failure> {
     match page.limit {
         None => Ok(DEFAULT_PAGE),
         Some(limit) if (1..=MAX_PAGE).contains(&limit) => Ok(limit),
-        Some(limit) => {
-            Err(Failure::new(Code::InvalidQuery, format!("limit is {limit}, must be 1 to {MAX_PAGE}")))
-        }
+        Some(limit) => Err(Failure::new(
+            Code::InvalidQuery,
+            format!("limit is {limit}, must be 1 to {MAX_PAGE}"),
+        )),
     }
 }
 

@@ -61,7 +61,10 @@ impl Rates {
     /// `per_second` requests of each address, and bursts of [`BURST_SECONDS`] times as many.
     pub fn new(per_second: u32) -> Self {
         Self {
-            interval_ns: NS_PER_S.checked_div(per_second.into()).unwrap_or(NS_PER_S).max(1),
+            interval_ns: NS_PER_S
+                .checked_div(per_second.into())
+                .unwrap_or(NS_PER_S)
+                .max(1),
             burst_ns: BURST_SECONDS.saturating_mul(NS_PER_S),
             full_at: HashMap::new(),
             others_full_at: 0,
@@ -72,7 +75,10 @@ impl Rates {
     /// Takes a token; `now` is in nanoseconds since any fixed time. `false` when there is none.
     pub fn take(&mut self, client: IpAddr, now: u64) -> bool {
         let is_new = !self.full_at.contains_key(&client);
-        if is_new && self.full_at.len() >= MAX_CLIENTS && now >= self.swept_at.saturating_add(SWEEP_NS) {
+        if is_new
+            && self.full_at.len() >= MAX_CLIENTS
+            && now >= self.swept_at.saturating_add(SWEEP_NS)
+        {
             self.full_at.retain(|_, full_at| *full_at > now);
             self.swept_at = now;
         }
@@ -110,16 +116,22 @@ impl Limits {
     fn take(&self, client: IpAddr) -> bool {
         let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // Every value of the table is a valid one.
-        self.rates.lock().unwrap_or_else(PoisonError::into_inner).take(client, now)
+        self.rates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(client, now)
     }
 }
 
 /// Lets a request pass if it is within all bounds.
 pub async fn guard(State(limits): State<Arc<Limits>>, request: Request, next: Next) -> Response {
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let from = from.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(from)| from.ip());
+    let from = from.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(from)| {
+        from.ip()
+    });
     if !limits.take(client(from)) {
-        return Failure::new(Code::RateLimited, "wait a second; use fewer requests").into_response();
+        return Failure::new(Code::RateLimited, "wait a second; use fewer requests")
+            .into_response();
     }
     let Ok(_slot) = limits.in_flight.try_acquire() else {
         let detail = format!("{MAX_IN_FLIGHT} requests are in work; try again");
@@ -128,7 +140,8 @@ pub async fn guard(State(limits): State<Arc<Limits>>, request: Request, next: Ne
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let detail = "there was no answer in time; what was sent may still be done, so ask again";
+            let detail =
+                "there was no answer in time; what was sent may still be done, so ask again";
             Failure::new(Code::Timeout, detail).into_response()
         }
     }
@@ -154,7 +167,10 @@ impl Connections {
             return None;
         }
         *count = count.saturating_add(1);
-        Some(Slot { connections: Arc::clone(self), client })
+        Some(Slot {
+            connections: Arc::clone(self),
+            client,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -172,7 +188,11 @@ pub struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
-        let left = open.get(&self.client).copied().unwrap_or(0).saturating_sub(1);
+        let left = open
+            .get(&self.client)
+            .copied()
+            .unwrap_or(0)
+            .saturating_sub(1);
         if left == 0 {
             open.remove(&self.client);
         } else {
@@ -213,7 +233,9 @@ mod tests {
             assert!(rates.take(nth(n), NS_PER_S));
         }
         // No room: newcomers share one bucket.
-        let shared = (0..50).filter(|n| rates.take(nth(all + n), NS_PER_S)).count();
+        let shared = (0..50)
+            .filter(|n| rates.take(nth(all + n), NS_PER_S))
+            .count();
         assert_eq!((shared, rates.full_at.len()), (20, MAX_CLIENTS));
         assert!(rates.take(nth(all), 10 * NS_PER_S));
         assert_eq!(rates.full_at.len(), 1);
@@ -230,7 +252,9 @@ mod tests {
     #[test]
     fn a_client_has_a_share_of_the_connections_and_gets_it_back() {
         let connections = Arc::new(Connections::default());
-        let held: Vec<_> = std::iter::from_fn(|| connections.open(A)).take(10_000).collect();
+        let held: Vec<_> = std::iter::from_fn(|| connections.open(A))
+            .take(10_000)
+            .collect();
         assert_eq!(held.len(), MAX_CONNECTIONS_PER_CLIENT);
         assert!(connections.open(nth(1)).is_some());
         drop(held);

@@ -13,7 +13,11 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use node::history::History;
 use storage::{Key, Queue};
 
-use super::{problem::{Code, Failure}, status::unready, with_history};
+use super::{
+    problem::{Code, Failure},
+    status::unready,
+    with_history,
+};
 use crate::{
     live::Reader,
     records::{BROADCAST, CONFIRM, PROVE, REQUESTS, SIGN},
@@ -36,7 +40,9 @@ pub fn install() {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(REQUEST_SECONDS.to_owned()), &SECONDS);
         let handle = builder.and_then(PrometheusBuilder::install_recorder);
-        let handle = handle.inspect_err(|error| tracing::error!(%error, "no metrics")).ok();
+        let handle = handle
+            .inspect_err(|error| tracing::error!(%error, "no metrics"))
+            .ok();
         describe_counter!(REQUESTS_TOTAL, "HTTP requests by route, method and status");
         describe_histogram!(REQUEST_SECONDS, "Time to answer a request, by route");
         describe_gauge!(QUEUE_ITEMS, "Items in a durable queue by where they are");
@@ -87,7 +93,10 @@ fn method_name(method: &Method) -> &'static str {
 /// Everything, in Prometheus' text format.
 pub fn render(reader: &Reader) -> Result<String, Failure> {
     let Some(Some(handle)) = HANDLE.get() else {
-        return Err(Failure::new(Code::Internal, "another recorder was installed in this process"));
+        return Err(Failure::new(
+            Code::Internal,
+            "another recorder was installed in this process",
+        ));
     };
     let store = &reader.store;
     set_lengths("requests", &store.queue(&REQUESTS)?);
@@ -117,9 +126,11 @@ fn set_lengths<K: Key, T: serde::Serialize + serde::de::DeserializeOwned>(
     queue: &Queue<K, T>,
 ) {
     let lengths = queue.lengths();
-    for (place, items) in
-        [("ready", lengths.ready), ("waiting", lengths.waiting), ("dead", lengths.dead)]
-    {
+    for (place, items) in [
+        ("ready", lengths.ready),
+        ("waiting", lengths.waiting),
+        ("dead", lengths.dead),
+    ] {
         gauge!(QUEUE_ITEMS, "queue" => name, "place" => place).set(as_float(count(items)));
     }
 }

@@ -56,11 +56,15 @@ type Shared = Arc<Api>;
 impl Api {
     fn new(reader: Reader) -> Self {
         let count = || -> Result<usize, ReadError> {
-            let rows = reader.store.iter(&TERMS, .., Direction::Forward, deposits::MAX_TERMS)?;
+            let rows = reader
+                .store
+                .iter(&TERMS, .., Direction::Forward, deposits::MAX_TERMS)?;
             rows.map(|row| row.map(|_| 1)).sum()
         };
         let terms = count()
-            .inspect_err(|error| tracing::error!(%error, "the stored deposit terms can't be counted"))
+            .inspect_err(
+                |error| tracing::error!(%error, "the stored deposit terms can't be counted"),
+            )
             .ok()
             .map(AtomicUsize::new);
         Self { reader, terms }
@@ -82,7 +86,11 @@ impl Api {
     fn reserve_terms(&self) -> Result<(), Failure> {
         let full = || Failure::new(Code::Full, "use an address that you were given before");
         let terms = self.terms.as_ref().ok_or_else(full)?;
-        let more = |count: usize| count.checked_add(1).filter(|count| *count <= deposits::MAX_TERMS);
+        let more = |count: usize| {
+            count
+                .checked_add(1)
+                .filter(|count| *count <= deposits::MAX_TERMS)
+        };
         terms
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .map(|_| ())
@@ -97,13 +105,19 @@ fn vault_of(reader: &Reader) -> Result<Arc<Vault>, Failure> {
 }
 
 fn no_genesis(phase: &str) -> Failure {
-    Failure::new(Code::NoGenesis, format!("try again when /readyz answers 200; now: {phase}"))
+    Failure::new(
+        Code::NoGenesis,
+        format!("try again when /readyz answers 200; now: {phase}"),
+    )
 }
 
 /// Looks at the history, once there is one.
 fn with_history<T>(reader: &Reader, look: impl FnOnce(&History) -> T) -> Option<T> {
     // The pipeline keeps the history usable, or stops the process.
-    let history = reader.history.read().unwrap_or_else(PoisonError::into_inner);
+    let history = reader
+        .history
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
     history.as_ref().map(look)
 }
 
@@ -122,7 +136,11 @@ struct Route {
 
 impl Route {
     fn new(path: &'static str, methods: MethodRouter<Shared>, problems: &[Code]) -> Self {
-        Self { path, methods, problems: problems.to_vec() }
+        Self {
+            path,
+            methods,
+            problems: problems.to_vec(),
+        }
     }
 
     /// Its handler reads a JSON body.

@@ -28,10 +28,7 @@ const ABOUT: &str = "Amounts are integers in sats, times are Unix milliseconds, 
     with a stable `code`.";
 
 #[derive(utoipa::OpenApi)]
-#[openapi(
-    paths(show, problem::explain),
-    components(schemas(Problem))
-)]
+#[openapi(paths(show, problem::explain), components(schemas(Problem)))]
 struct Doc;
 
 static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(document);
@@ -64,7 +61,9 @@ fn document() -> OpenApi {
 }
 
 fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [item.get.as_mut(), item.post.as_mut()].into_iter().flatten()
+    [item.get.as_mut(), item.post.as_mut()]
+        .into_iter()
+        .flatten()
 }
 
 /// One response a status, which names the codes that come with it.
@@ -74,15 +73,26 @@ fn add_problems(operation: &mut Operation, codes: &[Code]) {
         by_status.entry(code.status()).or_default().push(*code);
     }
     for (status, codes) in by_status {
-        let lines: Vec<_> = codes.iter().map(|code| format!("`{code}`: {}", code.title())).collect();
+        let lines: Vec<_> = codes
+            .iter()
+            .map(|code| format!("`{code}`: {}", code.title()))
+            .collect();
         let response = problem_response(lines.join("; "));
-        operation.responses.responses.insert(status.to_string(), RefOr::T(response));
+        operation
+            .responses
+            .responses
+            .insert(status.to_string(), RefOr::T(response));
     }
 }
 
 fn problem_response(description: String) -> Response {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-    ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build()
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .build();
+    ResponseBuilder::new()
+        .description(description)
+        .content(MEDIA_TYPE, content)
+        .build()
 }
 
 /// This description of the API.
@@ -95,7 +105,9 @@ async fn show() -> Json<&'static OpenApi> {
 /// The pages for people.
 pub(super) fn pages() -> Router<Shared> {
     // Without "none" the pages may ask a public validator about the document.
-    SwaggerUi::new("/docs").config(Config::from(PATH).validator_url("none")).into()
+    SwaggerUi::new("/docs")
+        .config(Config::from(PATH).validator_url("none"))
+        .into()
 }
 
 /// The endpoints in here.

@@ -34,7 +34,9 @@ async fn submit(
     Body(request): Body<OperationRequest>,
 ) -> Result<(StatusCode, Json<OperationDocument>), Failure> {
     let operation = parse(api.reader.parameters.network, request)?;
-    operation.check_form().map_err(|error| refused_by_ledger(&error))?;
+    operation
+        .check_form()
+        .map_err(|error| refused_by_ledger(&error))?;
     api.look(move |reader| accept(reader, operation)).await
 }
 
@@ -47,7 +49,11 @@ fn accept(
     let record = queue::accept(reader, operation).map_err(|error| refused(&error))?;
     // A refused operation that is sent again is queued anew.
     let is_repeat = before.is_some_and(|before| before.progress.status != RequestStatus::Refused);
-    let status = if is_repeat { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let status = if is_repeat {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
     Ok((status, Json(document(reader, id, &record)?)))
 }
 
@@ -92,13 +98,16 @@ fn parse(network: Network, request: OperationRequest) -> Result<Operation, Failu
 }
 
 fn parse_signature(text: &str) -> Result<Signature, Failure> {
-    text.parse().map_err(|error: ledger::DecodeError| Failure::because(Code::MalformedSignature, &error))
+    text.parse()
+        .map_err(|error: ledger::DecodeError| Failure::because(Code::MalformedSignature, &error))
 }
 
 fn parse_address(network: Network, text: &str) -> Result<ScriptBuf, Failure> {
-    let address: Address<NetworkUnchecked> = text
-        .parse()
-        .map_err(|error: bitcoin::address::ParseError| Failure::because(Code::InvalidAddress, &error))?;
+    let address: Address<NetworkUnchecked> =
+        text.parse()
+            .map_err(|error: bitcoin::address::ParseError| {
+                Failure::because(Code::InvalidAddress, &error)
+            })?;
     if !address.is_valid_for_network(network) {
         let detail = format!("the Bitcoin address is not for {network}");
         return Err(Failure::new(Code::WrongNetwork, detail));
@@ -117,7 +126,10 @@ fn refused(error: &AcceptError) -> Failure {
         AcceptError::QueueFull => Code::QueueFull,
         AcceptError::Storage(reason) => {
             tracing::error!(reason, "an operation could not be stored");
-            return Failure::new(Code::Storage, "the operation was not accepted; send it again later");
+            return Failure::new(
+                Code::Storage,
+                "the operation was not accepted; send it again later",
+            );
         }
     };
     Failure::because(code, error)
@@ -148,9 +160,9 @@ async fn one(
     State(api): State<Shared>,
     Segment(id): Segment,
 ) -> Result<Json<OperationDocument>, Failure> {
-    let id: OperationId = id.parse().map_err(|_| {
-        Failure::new(Code::InvalidParameter, "an operation id has 64 hex digits")
-    })?;
+    let id: OperationId = id
+        .parse()
+        .map_err(|_| Failure::new(Code::InvalidParameter, "an operation id has 64 hex digits"))?;
     let found = api.look(move |reader| {
         let record = reader.store.get(&OPERATIONS, &id.0)?.ok_or_else(|| {
             let detail = "a deposit has its place at /v1/deposits/{txid:vout}";
@@ -182,7 +194,9 @@ fn document(
         safe_to_credit: progress.status == RequestStatus::Final,
         reason: progress.reason.clone(),
         sequence: progress.sequence.map(|sequence| sequence.0),
-        txid: batch.and_then(|batch| batch.txid()).map(|txid| txid.to_string()),
+        txid: batch
+            .and_then(|batch| batch.txid())
+            .map(|txid| txid.to_string()),
         steps: progress.steps.clone(),
     })
 }
@@ -191,28 +205,40 @@ fn document(
 fn request(network: Network, operation: &Operation) -> Option<OperationRequest> {
     match operation {
         Operation::Deposit { .. } => None,
-        Operation::Transfer { sender, nonce, amount, fee, recipient, last_valid, signature } => {
-            Some(OperationRequest::Transfer {
-                sender: sender.0,
-                nonce: *nonce,
-                amount_sat: amount.to_sat(),
-                fee_sat: fee.to_sat(),
-                recipient: recipient.to_address(network),
-                last_valid: last_valid.0,
-                signature: signature.to_string(),
-            })
-        }
-        Operation::Withdraw { sender, nonce, amount, fee, script_pubkey, last_valid, signature } => {
-            Some(OperationRequest::Withdraw {
-                sender: sender.0,
-                nonce: *nonce,
-                amount_sat: amount.to_sat(),
-                fee_sat: fee.to_sat(),
-                address: address(network, script_pubkey),
-                last_valid: last_valid.0,
-                signature: signature.to_string(),
-            })
-        }
+        Operation::Transfer {
+            sender,
+            nonce,
+            amount,
+            fee,
+            recipient,
+            last_valid,
+            signature,
+        } => Some(OperationRequest::Transfer {
+            sender: sender.0,
+            nonce: *nonce,
+            amount_sat: amount.to_sat(),
+            fee_sat: fee.to_sat(),
+            recipient: recipient.to_address(network),
+            last_valid: last_valid.0,
+            signature: signature.to_string(),
+        }),
+        Operation::Withdraw {
+            sender,
+            nonce,
+            amount,
+            fee,
+            script_pubkey,
+            last_valid,
+            signature,
+        } => Some(OperationRequest::Withdraw {
+            sender: sender.0,
+            nonce: *nonce,
+            amount_sat: amount.to_sat(),
+            fee_sat: fee.to_sat(),
+            address: address(network, script_pubkey),
+            last_valid: last_valid.0,
+            signature: signature.to_string(),
+        }),
     }
 }
 
@@ -248,7 +274,11 @@ pub(super) fn routes() -> Vec<Route> {
         Code::QueueFull,
         Code::Storage,
     ];
-    let one_codes = [Code::InvalidParameter, Code::UnknownOperation, Code::Storage];
+    let one_codes = [
+        Code::InvalidParameter,
+        Code::UnknownOperation,
+        Code::Storage,
+    ];
     vec![
         Route::new("/v1/operations", post(submit), &submit_codes).with_body(),
         Route::new("/v1/operations/{id}", get(one), &one_codes),

@@ -164,7 +164,10 @@ pub struct Failure {
 impl Failure {
     /// A problem of a kind, with its detail.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into() }
+        Self {
+            code,
+            detail: detail.into(),
+        }
     }
 
     /// A problem whose detail is an error and what caused it.
@@ -192,8 +195,14 @@ impl Failure {
 
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
-        tracing::error!(error = with_causes(&error), "the API can't read the database");
-        Self::new(Code::Storage, "the database can't be read; see the coordinator's log")
+        tracing::error!(
+            error = with_causes(&error),
+            "the API can't read the database"
+        );
+        Self::new(
+            Code::Storage,
+            "the database can't be read; see the coordinator's log",
+        )
     }
 }
 
@@ -226,18 +235,28 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Nothing is routed here.
 pub async fn not_found(uri: Uri) -> Failure {
-    Failure::new(Code::NotFound, format!("there is no {}; /docs lists the endpoints", uri.path()))
+    Failure::new(
+        Code::NotFound,
+        format!("there is no {}; /docs lists the endpoints", uri.path()),
+    )
 }
 
 /// The path is known, with another method.
 pub async fn method_not_allowed(method: Method, uri: Uri) -> Failure {
-    let detail = format!("{} does not take {method}; the Allow header says what it takes", uri.path());
+    let detail = format!(
+        "{} does not take {method}; the Allow header says what it takes",
+        uri.path()
+    );
     Failure::new(Code::MethodNotAllowed, detail)
 }
 
 /// A handler panicked; the panic hook has logged where.
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
-    Failure::new(Code::Internal, "the request met a bug; see the coordinator's log").into_response()
+    Failure::new(
+        Code::Internal,
+        "the request met a bug; see the coordinator's log",
+    )
+    .into_response()
 }
 
 /// Makes a problem document of any other answer with an error status.
@@ -256,7 +275,11 @@ pub async fn ensure(request: Request, next: Next) -> Response {
     parts.status = made.status;
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.remove(header::CONTENT_ENCODING);
-    parts.headers.extend(made.headers.into_iter().filter_map(|(name, value)| Some((name?, value))));
+    parts.headers.extend(
+        made.headers
+            .into_iter()
+            .filter_map(|(name, value)| Some((name?, value))),
+    );
     Response::from_parts(parts, Body::new(body))
 }
 
@@ -267,11 +290,16 @@ pub async fn ensure(request: Request, next: Next) -> Response {
         content_type = "text/plain")))]
 pub async fn explain(Segment(code): Segment) -> Result<String, Failure> {
     let known = Code::ALL.iter().find(|known| known.as_str() == code);
-    let known = known.ok_or_else(|| Failure::new(Code::UnknownProblem, "docs/api.md lists the codes"))?;
+    let known =
+        known.ok_or_else(|| Failure::new(Code::UnknownProblem, "docs/api.md lists the codes"))?;
     Ok(format!("{known} ({}): {}\n", known.status(), known.title()))
 }
 
 /// The endpoints in here.
 pub(super) fn routes() -> Vec<Route> {
-    vec![Route::new("/problems/{code}", get(explain), &[Code::UnknownProblem])]
+    vec![Route::new(
+        "/problems/{code}",
+        get(explain),
+        &[Code::UnknownProblem],
+    )]
 }

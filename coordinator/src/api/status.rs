@@ -5,9 +5,9 @@ use node::history::History;
 use protocol::api::{BatchStatus, FeesDocument, StatusDocument};
 
 use super::{
-    Route, Shared, batches, metrics,
+    Route, Shared, batches, metrics, name_of,
     problem::{Code, Failure},
-    name_of, with_history,
+    with_history,
 };
 use crate::{
     live::Reader,
@@ -39,9 +39,11 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
     let live = reader.live.borrow().clone();
     let lengths = reader.store.queue(&REQUESTS)?.lengths();
     let batch = match reader.store.last(&BATCHES)? {
-        Some((_, record)) if is_in_work(record.status) => {
-            Some(batches::document(reader, &record, batches::Detail::Summary)?)
-        }
+        Some((_, record)) if is_in_work(record.status) => Some(batches::document(
+            reader,
+            &record,
+            batches::Detail::Summary,
+        )?),
         _ => None,
     };
     let head = with_history(reader, History::head);
@@ -50,7 +52,11 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
         ready: unready(reader).is_none(),
         phase: live.phase,
         height: live.height,
-        connected: live.connected.iter().map(|key| name_of(reader, key)).collect(),
+        connected: live
+            .connected
+            .iter()
+            .map(|key| name_of(reader, key))
+            .collect(),
         sequence: head.map_or(0, |head| head.commitment.sequence.0),
         queued: u64::try_from(lengths.ready.saturating_add(lengths.waiting)).unwrap_or(u64::MAX),
         batch,
@@ -60,7 +66,10 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
 
 fn is_in_work(status: BatchStatus) -> bool {
     match status {
-        BatchStatus::Formed | BatchStatus::Proven | BatchStatus::Signed | BatchStatus::Broadcast => true,
+        BatchStatus::Formed
+        | BatchStatus::Proven
+        | BatchStatus::Signed
+        | BatchStatus::Broadcast => true,
         BatchStatus::Confirmed | BatchStatus::Final | BatchStatus::Abandoned => false,
     }
 }
@@ -93,7 +102,9 @@ async fn healthz() -> &'static str {
     responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
 async fn readyz(State(api): State<Shared>) -> Result<&'static str, Failure> {
     let reason = api.look(|reader| Ok(unready(reader))).await?;
-    reason.map_or(Ok("ready\n"), |reason| Err(Failure::new(Code::NotReady, reason)))
+    reason.map_or(Ok("ready\n"), |reason| {
+        Err(Failure::new(Code::NotReady, reason))
+    })
 }
 
 /// Counters, latencies and gauges for Prometheus.

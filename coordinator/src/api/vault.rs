@@ -29,7 +29,11 @@ fn document(reader: &Reader) -> VaultDocument {
         network: parameters.network.to_string(),
         vault_id: live.vault.as_ref().map(|vault| vault.id().to_string()),
         group_key: live.key.as_ref().map(|key| key.group_key().to_string()),
-        address: live.key.as_ref().and_then(|key| key.address()).map(|address| address.to_string()),
+        address: live
+            .key
+            .as_ref()
+            .and_then(|key| key.address())
+            .map(|address| address.to_string()),
         descriptor: live.key.as_ref().map(|key| key.descriptor()),
         threshold: reader.roster.threshold,
         operators: reader.roster.operators.len(),

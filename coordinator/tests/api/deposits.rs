@@ -19,7 +19,12 @@ fn request(account: &str, refund_key: &str) -> Value {
 }
 
 fn stored(setting: &Setting) -> usize {
-    setting.reader.store.iter(&TERMS, .., Direction::Forward, usize::MAX).unwrap().count()
+    setting
+        .reader
+        .store
+        .iter(&TERMS, .., Direction::Forward, usize::MAX)
+        .unwrap()
+        .count()
 }
 
 /// An address with any 32 bytes in it.
@@ -36,7 +41,12 @@ async fn a_deposit_address_is_the_one_that_its_terms_give_and_is_watched_and_sto
     let answer = setting.post(PATH, &body).await.ok();
 
     let parameters = &setting.reader.parameters;
-    let terms = DepositTerms::offered(setting.vault.id(), parameters, account, REFUND.parse().unwrap());
+    let terms = DepositTerms::offered(
+        setting.vault.id(),
+        parameters,
+        account,
+        REFUND.parse().unwrap(),
+    );
     let own = terms.address(&setting.vault.group_key()).unwrap();
     assert_eq!(answer["descriptor"], own.descriptor.to_string());
     assert_eq!(answer["address"], own.address(NETWORK).unwrap().to_string());
@@ -44,10 +54,21 @@ async fn a_deposit_address_is_the_one_that_its_terms_give_and_is_watched_and_sto
     assert_eq!(answer["terms"]["vault_id"], setting.vault.id().to_string());
     assert_eq!(answer["terms"]["refund_delay_blocks"], 144);
     assert!(setting.is_watched(&own.script_pubkey));
-    assert_eq!(setting.reader.store.get(&TERMS, &terms.hash().0).unwrap(), Some(terms));
+    assert_eq!(
+        setting.reader.store.get(&TERMS, &terms.hash().0).unwrap(),
+        Some(terms)
+    );
 
     assert_eq!(setting.post(PATH, &body).await.ok(), answer);
-    assert_eq!(call(&api::router(setting.reader.clone(), RATE), post(PATH, body.to_string())).await.ok(), answer);
+    assert_eq!(
+        call(
+            &api::router(setting.reader.clone(), RATE),
+            post(PATH, body.to_string())
+        )
+        .await
+        .ok(),
+        answer
+    );
     assert_eq!(stored(&setting), before + 1);
 }
 
@@ -67,10 +88,26 @@ async fn an_account_that_is_none_of_this_network_gets_no_address() {
     let last = mistyped.pop().unwrap();
     mistyped.push(if last == 'q' { 'p' } else { 'q' });
     for (account, code, detail) in [
-        (setting.alice.public().to_address(Network::Bitcoin), "wrong_network", "zkbtc"),
-        (setting.alice.public().to_address(Network::Signet), "wrong_network", "tzkbtc"),
-        (address_of(not_on_curve), "invalid_account", "not on the curve"),
-        (address_of(not_canonical), "invalid_account", "not canonical"),
+        (
+            setting.alice.public().to_address(Network::Bitcoin),
+            "wrong_network",
+            "zkbtc",
+        ),
+        (
+            setting.alice.public().to_address(Network::Signet),
+            "wrong_network",
+            "tzkbtc",
+        ),
+        (
+            address_of(not_on_curve),
+            "invalid_account",
+            "not on the curve",
+        ),
+        (
+            address_of(not_canonical),
+            "invalid_account",
+            "not canonical",
+        ),
         (address_of(identity), "invalid_account", "subgroup"),
         (mistyped, "invalid_account", "checksum"),
         (String::new(), "invalid_account", "bech32m"),
@@ -91,7 +128,10 @@ async fn a_refund_key_must_be_an_x_only_key_on_the_curve() {
     let account = setting.alice.public().to_address(NETWORK);
     let compressed = format!("02{REFUND}");
     for refund in ["", "zz", &REFUND[..62], &"f".repeat(64), &compressed] {
-        setting.post(PATH, &request(&account, refund)).await.problem(422, "invalid_refund_key");
+        setting
+            .post(PATH, &request(&account, refund))
+            .await
+            .problem(422, "invalid_refund_key");
     }
     assert_eq!(stored(&setting), before);
 }
@@ -111,27 +151,48 @@ async fn deposits_are_listed_in_pages_and_by_account() {
     let setting = Setting::new();
     let alice = setting.alice.public().to_address(NETWORK);
     for filter in [String::new(), format!("&account={alice}")] {
-        let first = setting.get(&format!("/v1/deposits?limit=2{filter}")).await.ok();
+        let first = setting
+            .get(&format!("/v1/deposits?limit=2{filter}"))
+            .await
+            .ok();
         assert_eq!(first["items"].as_array().unwrap().len(), 2);
         let next = first["next"].as_str().unwrap();
         assert_eq!(next, deposit_outpoint(2).to_string());
-        let second = setting.get(&format!("/v1/deposits?limit=2&after={next}{filter}")).await.ok();
+        let second = setting
+            .get(&format!("/v1/deposits?limit=2&after={next}{filter}"))
+            .await
+            .ok();
         assert_eq!(second["items"].as_array().unwrap().len(), 1);
-        assert_eq!(second["items"][0]["outpoint"], deposit_outpoint(3).to_string());
+        assert_eq!(
+            second["items"][0]["outpoint"],
+            deposit_outpoint(3).to_string()
+        );
         assert_eq!(second["next"], Value::Null);
     }
     let bob = setting.bob.public().to_address(NETWORK);
-    let none = setting.get(&format!("/v1/deposits?account={bob}")).await.ok();
+    let none = setting
+        .get(&format!("/v1/deposits?account={bob}"))
+        .await
+        .ok();
     assert_eq!(none, json!({ "items": [], "next": null }));
     let mainnet = setting.alice.public().to_address(Network::Bitcoin);
-    setting.get(&format!("/v1/deposits?account={mainnet}")).await.problem(422, "wrong_network");
-    setting.get("/v1/deposits?after=1").await.problem(400, "invalid_query");
+    setting
+        .get(&format!("/v1/deposits?account={mainnet}"))
+        .await
+        .problem(422, "wrong_network");
+    setting
+        .get("/v1/deposits?after=1")
+        .await
+        .problem(400, "invalid_query");
 }
 
 #[tokio::test]
 async fn a_deposit_says_what_it_credits_and_as_which_operation() {
     let setting = Setting::new();
-    let paid = setting.get(&format!("/v1/deposits/{}", deposit_outpoint(1))).await.ok();
+    let paid = setting
+        .get(&format!("/v1/deposits/{}", deposit_outpoint(1)))
+        .await
+        .ok();
     assert_eq!(paid["value_sat"], 100_000);
     assert_eq!(paid["credited_sat"], 99_000);
     assert_eq!(paid["status"], "received");
@@ -139,11 +200,23 @@ async fn a_deposit_says_what_it_credits_and_as_which_operation() {
     let batch = setting.get("/v1/batches/1").await.ok();
     assert_eq!(paid["operation_id"], batch["operations"][0]);
 
-    let too_small = setting.get(&format!("/v1/deposits/{}", deposit_outpoint(3))).await.ok();
-    assert_eq!((&too_small["credited_sat"], &too_small["operation_id"]), (&Value::Null, &Value::Null));
+    let too_small = setting
+        .get(&format!("/v1/deposits/{}", deposit_outpoint(3)))
+        .await
+        .ok();
+    assert_eq!(
+        (&too_small["credited_sat"], &too_small["operation_id"]),
+        (&Value::Null, &Value::Null)
+    );
 
-    setting.get(&format!("/v1/deposits/{}", deposit_outpoint(77))).await.problem(404, "unknown_deposit");
+    setting
+        .get(&format!("/v1/deposits/{}", deposit_outpoint(77)))
+        .await
+        .problem(404, "unknown_deposit");
     for bad in ["1", "xyz:0", &deposit_outpoint(1).txid.to_string()] {
-        setting.get(&format!("/v1/deposits/{bad}")).await.problem(400, "invalid_parameter");
+        setting
+            .get(&format!("/v1/deposits/{bad}"))
+            .await
+            .problem(400, "invalid_parameter");
     }
 }

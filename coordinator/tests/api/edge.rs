@@ -28,10 +28,30 @@ async fn a_body_that_is_not_the_json_expected_is_refused_with_the_place_of_the_f
         ("[".repeat(10_000), 400, "malformed_body", "recursion"),
         ("[]".to_owned(), 422, "invalid_body", "OperationRequest"),
         (r#"{"type":"mint"}"#.to_owned(), 422, "invalid_body", "mint"),
-        (r#"{"type":"transfer"}"#.to_owned(), 422, "invalid_body", "missing field"),
-        (format!(r#"{transfer},"surprise":1}}"#), 422, "invalid_body", "surprise"),
-        (format!("{transfer}}}").replace("\"amount_sat\":1", "\"amount_sat\":-1"), 422, "invalid_body", "-1"),
-        (format!("{transfer}}}").replace("\"amount_sat\":1", "\"amount_sat\":1.5"), 422, "invalid_body", "1.5"),
+        (
+            r#"{"type":"transfer"}"#.to_owned(),
+            422,
+            "invalid_body",
+            "missing field",
+        ),
+        (
+            format!(r#"{transfer},"surprise":1}}"#),
+            422,
+            "invalid_body",
+            "surprise",
+        ),
+        (
+            format!("{transfer}}}").replace("\"amount_sat\":1", "\"amount_sat\":-1"),
+            422,
+            "invalid_body",
+            "-1",
+        ),
+        (
+            format!("{transfer}}}").replace("\"amount_sat\":1", "\"amount_sat\":1.5"),
+            422,
+            "invalid_body",
+            "1.5",
+        ),
     ] {
         let answer = call(&setting.router, post(PATH, body.clone())).await;
         answer.problem(status, code);
@@ -47,16 +67,24 @@ async fn a_body_that_is_not_the_json_expected_is_refused_with_the_place_of_the_f
 async fn a_body_must_say_that_it_is_json_and_be_small() {
     let setting = Setting::new();
     let bare = Request::post(PATH).body(Body::from("{}")).unwrap();
-    call(&setting.router, bare).await.problem(415, "unsupported_media_type");
+    call(&setting.router, bare)
+        .await
+        .problem(415, "unsupported_media_type");
     let form = Request::post(PATH)
         .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
         .body(Body::from("a=b"))
         .unwrap();
-    call(&setting.router, form).await.problem(415, "unsupported_media_type");
+    call(&setting.router, form)
+        .await
+        .problem(415, "unsupported_media_type");
 
     let fits = call(&setting.router, post(PATH, " ".repeat(MAX_REQUEST_BYTES))).await;
     fits.problem(400, "malformed_body");
-    let large = call(&setting.router, post(PATH, " ".repeat(MAX_REQUEST_BYTES + 1))).await;
+    let large = call(
+        &setting.router,
+        post(PATH, " ".repeat(MAX_REQUEST_BYTES + 1)),
+    )
+    .await;
     large.problem(413, "body_too_large");
 }
 
@@ -64,13 +92,22 @@ async fn a_body_must_say_that_it_is_json_and_be_small() {
 async fn a_body_that_does_not_arrive_is_not_waited_for() {
     let setting = Setting::new();
     let never = Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
-    call(&setting.router, post(PATH, never)).await.problem(408, "body_timeout");
+    call(&setting.router, post(PATH, never))
+        .await
+        .problem(408, "body_timeout");
 }
 
 #[tokio::test]
 async fn an_unknown_route_and_a_wrong_method_are_problem_documents() {
     let setting = Setting::new();
-    for path in ["/", "/v1", "/v2/vault", "/v1/vault/", "/v1/batches/1/proofs", "/docs/nothing.js"] {
+    for path in [
+        "/",
+        "/v1",
+        "/v2/vault",
+        "/v1/vault/",
+        "/v1/batches/1/proofs",
+        "/docs/nothing.js",
+    ] {
         setting.get(path).await.problem(404, "not_found");
     }
     for (method, path, allowed) in [
@@ -79,10 +116,20 @@ async fn an_unknown_route_and_a_wrong_method_are_problem_documents() {
         (Method::POST, "/v1/batches/1", "GET"),
         (Method::PUT, "/healthz", "GET"),
     ] {
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
         let answer = call(&setting.router, request).await;
         answer.problem(405, "method_not_allowed");
-        assert!(answer.headers[header::ALLOW].to_str().unwrap().contains(allowed), "{path}");
+        assert!(
+            answer.headers[header::ALLOW]
+                .to_str()
+                .unwrap()
+                .contains(allowed),
+            "{path}"
+        );
     }
 }
 
@@ -90,12 +137,25 @@ async fn an_unknown_route_and_a_wrong_method_are_problem_documents() {
 async fn query_parameters_are_known_and_in_range() {
     let setting = Setting::new();
     for path in ["/v1/deposits", "/v1/batches"] {
-        for query in ["limit=0", "limit=101", "limit=-1", "limit=x", "surprise=1", "after=x"] {
-            setting.get(&format!("{path}?{query}")).await.problem(400, "invalid_query");
+        for query in [
+            "limit=0",
+            "limit=101",
+            "limit=-1",
+            "limit=x",
+            "surprise=1",
+            "after=x",
+        ] {
+            setting
+                .get(&format!("{path}?{query}"))
+                .await
+                .problem(400, "invalid_query");
         }
         setting.get(&format!("{path}?limit=100")).await.ok();
     }
-    setting.get("/v1/batches?account=x").await.problem(400, "invalid_query");
+    setting
+        .get("/v1/batches?account=x")
+        .await
+        .problem(400, "invalid_query");
 }
 
 #[tokio::test]
@@ -116,8 +176,15 @@ async fn one_address_can_use_up_its_own_rate_only() {
     assert_eq!(refused.headers[header::RETRY_AFTER], "1");
     // Two seconds' worth, and a few that came back while the loop ran.
     assert!((10..20).contains(&passed), "{passed}");
-    call(&router, from(get("/healthz"), "192.0.2.1:2")).await.problem(429, "rate_limited");
-    assert!(call(&router, from(get("/healthz"), "192.0.2.2:1")).await.status.is_success());
+    call(&router, from(get("/healthz"), "192.0.2.1:2"))
+        .await
+        .problem(429, "rate_limited");
+    assert!(
+        call(&router, from(get("/healthz"), "192.0.2.2:1"))
+            .await
+            .status
+            .is_success()
+    );
 }
 
 /// The first line of the answer to a request, from a real connection.
@@ -125,7 +192,11 @@ async fn first_line(stream: &mut TcpStream, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = vec![0; 4096];
     let read = stream.read(&mut bytes).await.unwrap();
-    String::from_utf8_lossy(&bytes[..read]).lines().next().unwrap_or_default().to_owned()
+    String::from_utf8_lossy(&bytes[..read])
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[tokio::test]
@@ -139,7 +210,11 @@ async fn the_server_answers_connections_and_ends_when_it_is_told() {
 
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
-    for expected in ["HTTP/1.1 200 OK", "HTTP/1.1 200 OK", "HTTP/1.1 429 Too Many Requests"] {
+    for expected in [
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 429 Too Many Requests",
+    ] {
         assert_eq!(first_line(&mut stream, request).await, expected);
     }
     shutdown.cancel();

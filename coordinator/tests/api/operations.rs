@@ -23,7 +23,13 @@ struct Transfer {
 
 impl Default for Transfer {
     fn default() -> Self {
-        Self { sender: ALICE, nonce: 1, amount: 500, fee: 100, last_valid: 50 }
+        Self {
+            sender: ALICE,
+            nonce: 1,
+            amount: 500,
+            fee: 100,
+            last_valid: 50,
+        }
     }
 }
 
@@ -41,7 +47,10 @@ impl Transfer {
             recipient: setting.bob.public(),
             last_valid: SequenceNumber(self.last_valid),
         };
-        let signature = *request.sign(secret, &setting.vault.id()).signature().unwrap();
+        let signature = *request
+            .sign(secret, &setting.vault.id())
+            .signature()
+            .unwrap();
         json!({
             "type": "transfer", "sender": self.sender, "nonce": self.nonce, "amount_sat": self.amount,
             "fee_sat": self.fee, "recipient": setting.bob.public().to_address(NETWORK),
@@ -51,7 +60,11 @@ impl Transfer {
 }
 
 fn withdraw(setting: &Setting, address: &str, amount: u64) -> Value {
-    let script = address.parse::<Address<_>>().unwrap().assume_checked().script_pubkey();
+    let script = address
+        .parse::<Address<_>>()
+        .unwrap()
+        .assume_checked()
+        .script_pubkey();
     let request = WithdrawRequest {
         sender: AccountIndex(ALICE),
         nonce: 1,
@@ -60,7 +73,10 @@ fn withdraw(setting: &Setting, address: &str, amount: u64) -> Value {
         script_pubkey: script,
         last_valid: SequenceNumber(50),
     };
-    let signature = *request.sign(&setting.alice, &setting.vault.id()).signature().unwrap();
+    let signature = *request
+        .sign(&setting.alice, &setting.vault.id())
+        .signature()
+        .unwrap();
     json!({
         "type": "withdraw", "sender": ALICE, "nonce": 1, "amount_sat": amount, "fee_sat": 1_500,
         "address": address, "last_valid": 50, "signature": signature.to_string(),
@@ -76,17 +92,39 @@ fn changed(mut body: Value, field: &str, value: impl Into<Value>) -> Value {
 fn kept(setting: &Setting) -> (usize, usize, usize) {
     let store = &setting.reader.store;
     (
-        store.iter(&OPERATIONS, .., Direction::Forward, usize::MAX).unwrap().count(),
-        store.iter(&PENDING, .., Direction::Forward, usize::MAX).unwrap().count(),
+        store
+            .iter(&OPERATIONS, .., Direction::Forward, usize::MAX)
+            .unwrap()
+            .count(),
+        store
+            .iter(&PENDING, .., Direction::Forward, usize::MAX)
+            .unwrap()
+            .count(),
         store.queue(&REQUESTS).unwrap().lengths().ready,
     )
 }
 
 async fn refuses(setting: &Setting, body: Value, status: u16, code: &str) {
-    let digest = setting.reader.history.read().unwrap().as_ref().unwrap().ledger().digest();
+    let digest = setting
+        .reader
+        .history
+        .read()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .ledger()
+        .digest();
     setting.post(PATH, &body).await.problem(status, code);
     assert_eq!(kept(setting), (0, 0, 0), "{code} has left something");
-    let after = setting.reader.history.read().unwrap().as_ref().unwrap().ledger().digest();
+    let after = setting
+        .reader
+        .history
+        .read()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .ledger()
+        .digest();
     assert_eq!(after, digest, "{code} has changed the ledger");
 }
 
@@ -98,16 +136,72 @@ async fn an_operation_that_breaks_a_rule_of_the_ledger_is_named_and_leaves_nothi
     for (status, code, body) in [
         (409, "stale_nonce", signed(Transfer { nonce: 0, ..base() })),
         (409, "future_nonce", signed(Transfer { nonce: 2, ..base() })),
-        (422, "expired", signed(Transfer { last_valid: 1, ..base() })),
-        (422, "insufficient_balance", signed(Transfer { amount: ALICE_SAT, ..base() })),
-        (422, "unknown_sender", signed(Transfer { sender: 77, ..base() })),
+        (
+            422,
+            "expired",
+            signed(Transfer {
+                last_valid: 1,
+                ..base()
+            }),
+        ),
+        (
+            422,
+            "insufficient_balance",
+            signed(Transfer {
+                amount: ALICE_SAT,
+                ..base()
+            }),
+        ),
+        (
+            422,
+            "unknown_sender",
+            signed(Transfer {
+                sender: 77,
+                ..base()
+            }),
+        ),
         (422, "fee_too_low", signed(Transfer { fee: 99, ..base() })),
-        (422, "zero_amount", signed(Transfer { amount: 0, ..base() })),
-        (422, "overflow", signed(Transfer { amount: u64::MAX, ..base() })),
-        (422, "bad_signature", base().signed_by(&setting, &setting.bob)),
-        (422, "bad_signature", changed(base().signed(&setting), "amount_sat", 501)),
-        (422, "bad_signature", changed(base().signed(&setting), "last_valid", 51)),
-        (422, "bad_signature", Transfer { sender: BOB, nonce: 0, ..base() }.signed(&setting)),
+        (
+            422,
+            "zero_amount",
+            signed(Transfer {
+                amount: 0,
+                ..base()
+            }),
+        ),
+        (
+            422,
+            "overflow",
+            signed(Transfer {
+                amount: u64::MAX,
+                ..base()
+            }),
+        ),
+        (
+            422,
+            "bad_signature",
+            base().signed_by(&setting, &setting.bob),
+        ),
+        (
+            422,
+            "bad_signature",
+            changed(base().signed(&setting), "amount_sat", 501),
+        ),
+        (
+            422,
+            "bad_signature",
+            changed(base().signed(&setting), "last_valid", 51),
+        ),
+        (
+            422,
+            "bad_signature",
+            Transfer {
+                sender: BOB,
+                nonce: 0,
+                ..base()
+            }
+            .signed(&setting),
+        ),
     ] {
         refuses(&setting, body, status, code).await;
     }
@@ -142,14 +236,39 @@ async fn text_that_is_no_address_key_or_signature_is_refused() {
     // s above the group's order: a second encoding of something else.
     let not_canonical = format!("{}{}", "00".repeat(32), "ff".repeat(32));
     for (code, body) in [
-        ("wrong_network", changed(transfer(), "recipient", bob.to_address(Network::Bitcoin))),
+        (
+            "wrong_network",
+            changed(transfer(), "recipient", bob.to_address(Network::Bitcoin)),
+        ),
         ("invalid_account", changed(transfer(), "recipient", PAYEE)),
-        ("invalid_account", changed(transfer(), "recipient", bob.to_string())),
-        ("malformed_signature", changed(transfer(), "signature", "00")),
-        ("malformed_signature", changed(transfer(), "signature", not_canonical)),
-        ("wrong_network", changed(payout(), "address", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4")),
-        ("wrong_network", changed(payout(), "address", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2")),
-        ("invalid_address", changed(payout(), "address", bob.to_address(NETWORK))),
+        (
+            "invalid_account",
+            changed(transfer(), "recipient", bob.to_string()),
+        ),
+        (
+            "malformed_signature",
+            changed(transfer(), "signature", "00"),
+        ),
+        (
+            "malformed_signature",
+            changed(transfer(), "signature", not_canonical),
+        ),
+        (
+            "wrong_network",
+            changed(
+                payout(),
+                "address",
+                "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4",
+            ),
+        ),
+        (
+            "wrong_network",
+            changed(payout(), "address", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2"),
+        ),
+        (
+            "invalid_address",
+            changed(payout(), "address", bob.to_address(NETWORK)),
+        ),
         ("invalid_address", changed(payout(), "address", "")),
     ] {
         refuses(&setting, body, 422, code).await;
@@ -163,7 +282,13 @@ async fn a_payout_must_be_above_dust_and_to_a_standard_script() {
     refuses(&setting, withdraw(&setting, PAYEE, 329), 422, "below_dust").await;
     let program = WitnessProgram::new(WitnessVersion::V2, &[1; 32]).unwrap();
     let unknown = Address::from_witness_program(program, KnownHrp::Regtest).to_string();
-    refuses(&setting, withdraw(&setting, &unknown, 5_000), 422, "non_standard_script").await;
+    refuses(
+        &setting,
+        withdraw(&setting, &unknown, 5_000),
+        422,
+        "non_standard_script",
+    )
+    .await;
     let answer = setting.post(PATH, &withdraw(&setting, PAYEE, 330)).await;
     assert_eq!(answer.status, 202, "{:?}", answer.json());
     assert_eq!(answer.json()["operation"]["address"], PAYEE);
@@ -177,7 +302,10 @@ async fn the_same_operation_again_changes_nothing_and_answers_where_it_is() {
     assert_eq!(first.status, 202);
     let first = first.ok();
     assert_eq!(first["operation"], body);
-    assert_eq!((&first["status"], &first["safe_to_credit"]), (&json!("queued"), &json!(false)));
+    assert_eq!(
+        (&first["status"], &first["safe_to_credit"]),
+        (&json!("queued"), &json!(false))
+    );
     assert_eq!(first["steps"].as_array().unwrap().len(), 2);
 
     let again = setting.post(PATH, &body).await;
@@ -186,7 +314,10 @@ async fn the_same_operation_again_changes_nothing_and_answers_where_it_is() {
     assert_eq!(kept(&setting), (1, 1, 1));
 
     let id = first["operation_id"].as_str().unwrap();
-    assert_eq!(setting.get(&format!("/v1/operations/{id}")).await.ok(), first);
+    assert_eq!(
+        setting.get(&format!("/v1/operations/{id}")).await.ok(),
+        first
+    );
     let alice = setting.alice.public().to_address(NETWORK);
     let account = setting.get(&format!("/v1/accounts/{alice}")).await.ok();
     assert_eq!(account["pending"], json!([id]));
@@ -195,10 +326,22 @@ async fn the_same_operation_again_changes_nothing_and_answers_where_it_is() {
 #[tokio::test]
 async fn a_nonce_can_wait_once_and_the_next_one_may_follow() {
     let setting = Setting::new();
-    setting.post(PATH, &Transfer::default().signed(&setting)).await.ok();
-    let other = Transfer { amount: 600, ..Transfer::default() };
-    setting.post(PATH, &other.signed(&setting)).await.problem(409, "nonce_taken");
-    let next = Transfer { nonce: 2, ..Transfer::default() };
+    setting
+        .post(PATH, &Transfer::default().signed(&setting))
+        .await
+        .ok();
+    let other = Transfer {
+        amount: 600,
+        ..Transfer::default()
+    };
+    setting
+        .post(PATH, &other.signed(&setting))
+        .await
+        .problem(409, "nonce_taken");
+    let next = Transfer {
+        nonce: 2,
+        ..Transfer::default()
+    };
     assert_eq!(setting.post(PATH, &next.signed(&setting)).await.status, 202);
     assert_eq!(kept(&setting), (2, 2, 2));
 }
@@ -215,8 +358,14 @@ async fn operations_wait_for_genesis() {
 async fn an_operation_that_was_not_sent_here_is_unknown() {
     let setting = Setting::new();
     let unknown = "00".repeat(32);
-    setting.get(&format!("/v1/operations/{unknown}")).await.problem(404, "unknown_operation");
+    setting
+        .get(&format!("/v1/operations/{unknown}"))
+        .await
+        .problem(404, "unknown_operation");
     for bad in ["1", &"0".repeat(63), &"g".repeat(64), "%FF"] {
-        setting.get(&format!("/v1/operations/{bad}")).await.problem(400, "invalid_parameter");
+        setting
+            .get(&format!("/v1/operations/{bad}"))
+            .await
+            .problem(400, "invalid_parameter");
     }
 }

@@ -20,8 +20,8 @@ use coordinator::{
     api,
     live::{Live, Reader, SharedHistory, Watched},
     records::{
-        BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request as Wish, TERMS,
-        columns,
+        BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request as Wish,
+        TERMS, columns,
     },
 };
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, TransferRequest};
@@ -86,16 +86,29 @@ impl Answer {
     }
 
     pub fn ok(&self) -> Value {
-        assert!(self.status.is_success(), "{} {}", self.status, String::from_utf8_lossy(&self.body));
+        assert!(
+            self.status.is_success(),
+            "{} {}",
+            self.status,
+            String::from_utf8_lossy(&self.body)
+        );
         self.json()
     }
 
     /// Asserts that this is a problem document in every respect.
     pub fn problem(&self, status: u16, code: &str) {
         let text = String::from_utf8_lossy(&self.body);
-        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{text}");
+        assert_eq!(
+            self.headers[header::CONTENT_TYPE],
+            "application/problem+json",
+            "{text}"
+        );
         let body = self.json();
-        assert_eq!((self.status.as_u16(), body["code"].as_str().unwrap()), (status, code), "{text}");
+        assert_eq!(
+            (self.status.as_u16(), body["code"].as_str().unwrap()),
+            (status, code),
+            "{text}"
+        );
         assert_eq!(body["status"], status);
         assert_eq!(body["type"], format!("/problems/{code}"));
         assert!(!body["title"].as_str().unwrap().is_empty());
@@ -107,7 +120,11 @@ pub async fn call(router: &Router, request: Request<Body>) -> Answer {
     let response = router.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, 32 << 20).await.unwrap().to_vec();
-    Answer { status: parts.status, headers: parts.headers, body }
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        body,
+    }
 }
 
 pub fn get(path: &str) -> Request<Body> {
@@ -115,7 +132,10 @@ pub fn get(path: &str) -> Request<Body> {
 }
 
 pub fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
-    Request::post(path).header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap()
+    Request::post(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body.into())
+        .unwrap()
 }
 
 pub fn from(mut request: Request<Body>, address: &str) -> Request<Body> {
@@ -125,7 +145,11 @@ pub fn from(mut request: Request<Body>, address: &str) -> Request<Body> {
 }
 
 pub fn member(number: u8) -> Member {
-    Member { name: format!("node-{number}"), key: PeerKey([number; 32]), addresses: Vec::new() }
+    Member {
+        name: format!("node-{number}"),
+        key: PeerKey([number; 32]),
+        addresses: Vec::new(),
+    }
 }
 
 /// Key generation of 2 of 2, and the signature that certifies what `digest` makes of the group.
@@ -135,8 +159,12 @@ fn group(roster: &Roster) -> Vec<Machine> {
         .iter()
         .zip(1_u8..)
         .map(|(me, number)| {
-            let ceremony =
-                Ceremony { me: *me, signers: signers.clone(), threshold: roster.threshold, context: [1; 32] };
+            let ceremony = Ceremony {
+                me: *me,
+                signers: signers.clone(),
+                threshold: roster.threshold,
+                context: [1; 32],
+            };
             Machine::new(ceremony, &Seed::from_bytes(&[number; 32])).unwrap()
         })
         .collect();
@@ -152,14 +180,23 @@ fn group(roster: &Roster) -> Vec<Machine> {
 }
 
 fn info(machines: &[Machine]) -> &GroupInfo {
-    machines[0].finished().expect("key generation finished").group()
+    machines[0]
+        .finished()
+        .expect("key generation finished")
+        .group()
 }
 
 fn certificate(machines: &[Machine], key: &VaultKey) -> GenesisCertificate {
-    let outpoint = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 1 };
+    let outpoint = OutPoint {
+        txid: Txid::from_byte_array([9; 32]),
+        vout: 1,
+    };
     let genesis = key.genesis(outpoint, Amount::from_sat(50_000), VERIFYING_KEY_HASH);
     let mut rng = StdRng::seed_from_u64(1);
-    let messages = vec![Message { digest: genesis.digest(), tweak: Tweak::Untweaked }];
+    let messages = vec![Message {
+        digest: genesis.digest(),
+        tweak: Tweak::Untweaked,
+    }];
     let (mut nonces, mut commitments) = (Vec::new(), BTreeMap::new());
     for machine in machines {
         let share = machine.finished().unwrap();
@@ -167,7 +204,10 @@ fn certificate(machines: &[Machine], key: &VaultKey) -> GenesisCertificate {
         nonces.push((share, secret));
         commitments.insert(share.signer(), public);
     }
-    let package = Package { messages, commitments };
+    let package = Package {
+        messages,
+        commitments,
+    };
     let shares = nonces
         .into_iter()
         .map(|(share, secret)| (share.signer(), sign(share, secret, &package).unwrap()))
@@ -176,8 +216,17 @@ fn certificate(machines: &[Machine], key: &VaultKey) -> GenesisCertificate {
     GenesisCertificate { genesis, signature }
 }
 
-fn reader(dir: &tempfile::TempDir, parameters: Parameters, roster: Roster, live: &watch::Sender<Live>) -> Reader {
-    let schema = Schema { kind: "coordinator", network: "test", columns: &columns() };
+fn reader(
+    dir: &tempfile::TempDir,
+    parameters: Parameters,
+    roster: Roster,
+    live: &watch::Sender<Live>,
+) -> Reader {
+    let schema = Schema {
+        kind: "coordinator",
+        network: "test",
+        columns: &columns(),
+    };
     Reader {
         store: Store::open(dir.path(), &schema).unwrap(),
         live: live.subscribe(),
@@ -192,32 +241,54 @@ fn reader(dir: &tempfile::TempDir, parameters: Parameters, roster: Roster, live:
 }
 
 pub fn deposit_outpoint(number: u8) -> OutPoint {
-    OutPoint { txid: Txid::from_byte_array([number; 32]), vout: 0 }
+    OutPoint {
+        txid: Txid::from_byte_array([number; 32]),
+        vout: 0,
+    }
 }
 
 impl Setting {
     /// Before key generation.
     pub fn empty() -> Self {
-        let roster = Roster { threshold: 2, operators: vec![member(1), member(2)], coordinators: vec![member(3)] };
+        let roster = Roster {
+            threshold: 2,
+            operators: vec![member(1), member(2)],
+            coordinators: vec![member(3)],
+        };
         let parameters = Parameters::defaults(NETWORK);
         let dir = tempfile::tempdir().unwrap();
-        let live = watch::Sender::new(Live { phase: "generating the key".into(), ..Live::default() });
+        let live = watch::Sender::new(Live {
+            phase: "generating the key".into(),
+            ..Live::default()
+        });
         let reader = reader(&dir, parameters.clone(), roster.clone(), &live);
         let machines = group(&roster);
         let key = VaultKey::new(info(&machines).clone(), parameters, roster).unwrap();
         let certificate = certificate(&machines, &key);
         let vault = Arc::new(Vault::open(key, certificate, VERIFYING_KEY_HASH).unwrap());
         let mut rng = StdRng::seed_from_u64(2);
-        let (alice, bob) = (AccountSecret::generate(&mut rng), AccountSecret::generate(&mut rng));
+        let (alice, bob) = (
+            AccountSecret::generate(&mut rng),
+            AccountSecret::generate(&mut rng),
+        );
         let router = api::router(reader.clone(), RATE);
-        Self { _dir: dir, reader, live, router, vault, alice, bob }
+        Self {
+            _dir: dir,
+            reader,
+            live,
+            router,
+            vault,
+            alice,
+            bob,
+        }
     }
 
     /// With a vault and one confirmed batch: Alice's deposit, and a payment of hers to Bob.
     pub fn new() -> Self {
         let setting = Self::empty();
         setting.store_first_batch();
-        let history = History::open(setting.reader.store.clone(), setting.vault.clone(), 1).unwrap();
+        let history =
+            History::open(setting.reader.store.clone(), setting.vault.clone(), 1).unwrap();
         assert!(history.is_current());
         *setting.reader.history.write().unwrap() = Some(history);
         setting.live.send_modify(|live| {
@@ -232,7 +303,12 @@ impl Setting {
 
     pub fn terms(&self) -> DepositTerms {
         let refund = self.vault.group_key();
-        DepositTerms::offered(self.vault.id(), &self.reader.parameters, self.alice.public(), refund)
+        DepositTerms::offered(
+            self.vault.id(),
+            &self.reader.parameters,
+            self.alice.public(),
+            refund,
+        )
     }
 
     fn store_first_batch(&self) {
@@ -248,11 +324,26 @@ impl Setting {
         let mut ledger = Ledger::new();
         let sequence = SequenceNumber(1);
         let transition = ledger.apply_batch(&operations, &id, sequence).unwrap();
-        let digests: Vec<_> = transition.digests().iter().map(ledger::Digest::to_bytes).collect();
+        let digests: Vec<_> = transition
+            .digests()
+            .iter()
+            .map(ledger::Digest::to_bytes)
+            .collect();
         let proofs = vec![vec![5; 128]; digests.len() - 1];
-        let body = BatchBody { vault: id, sequence, operations, terms: vec![terms.clone()], digests, proofs };
-        let transaction =
-            Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![], output: vec![] };
+        let body = BatchBody {
+            vault: id,
+            sequence,
+            operations,
+            terms: vec![terms.clone()],
+            digests,
+            proofs,
+        };
+        let transaction = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![],
+            output: vec![],
+        };
         let candidate = Candidate {
             vault: id,
             sequence,
@@ -263,12 +354,28 @@ impl Setting {
             txid: transaction.compute_txid(),
         };
         let supply = ledger.supply();
-        let commitment = Commitment { sequence, supply, digest: ledger.digest().to_bytes() };
+        let commitment = Commitment {
+            sequence,
+            supply,
+            digest: ledger.digest().to_bytes(),
+        };
         let outpoint = OutPoint::new(candidate.txid, 0);
-        let treasury = Treasury { outpoint, value: Amount::from_sat(149_500), commitment };
+        let treasury = Treasury {
+            outpoint,
+            value: Amount::from_sat(149_500),
+            commitment,
+        };
         let mut changes = Changes::new();
         history::keep_in(&mut changes, &candidate, &body.encode());
-        changes.put(&CONFIRMED, &1, &Confirmed { treasury, height: 105, txid: candidate.txid });
+        changes.put(
+            &CONFIRMED,
+            &1,
+            &Confirmed {
+                treasury,
+                height: 105,
+                txid: candidate.txid,
+            },
+        );
         changes.put(&TERMS, &terms.hash().0, &terms);
         for (number, value) in [(1, 100_000), (2, 30_000), (3, 1_500)] {
             self.put_deposit(&mut changes, number, value);
@@ -325,11 +432,17 @@ impl Setting {
             supply: treasury.commitment.supply,
             signers: vec![PeerKey([1; 32]), PeerKey([2; 32])],
             blamed: Vec::new(),
-            refusals: vec![(PeerKey([2; 32]), Refusal::new(Rule::S5, "the fee is above my cap"))],
+            refusals: vec![(
+                PeerKey([2; 32]),
+                Refusal::new(Rule::S5, "the fee is above my cap"),
+            )],
             attempts: 1,
             broadcast_ms: Some(2_000),
             height: Some(105),
-            stage_ms: StageTimes { prove: Some(1_234), ..StageTimes::default() },
+            stage_ms: StageTimes {
+                prove: Some(1_234),
+                ..StageTimes::default()
+            },
         }
     }
 

@@ -55,10 +55,13 @@ impl Node {
             Ok(effects) => self.perform(effects),
             Err(refusal) if self.is_early(&subject) => {
                 tracing::debug!(%refusal, "the proposal is ahead of the own chain; it waits");
-                if self.early.len() >= MAX_EARLY {
-                    self.early.pop_front();
+                let proposal = (from, subject);
+                if !self.early.contains(&proposal) {
+                    if self.early.len() >= MAX_EARLY {
+                        self.early.pop_front();
+                    }
+                    self.early.push_back(proposal);
                 }
-                self.early.push_back((from, subject));
             }
             Err(refusal) => self.refuse(id, from, refusal),
         }

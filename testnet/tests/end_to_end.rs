@@ -1,0 +1,68 @@
+//! Node processes on a real bitcoind: the whole path, and what SIGKILL does to it.
+//! The binaries must be built (`test.sh` does it).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use testnet::{
+    network::{LocalNetwork, Size, proof_keys},
+    report::Report,
+    scenario::{self, Scenario, Story},
+};
+
+async fn play(scenario: Scenario, size: Size) -> Report {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = tokio::task::spawn_blocking(|| proof_keys(|_| {}).unwrap())
+        .await
+        .unwrap();
+    let story = Story::default();
+    let mut network = LocalNetwork::start(&dir.path().join("net"), size, &keys)
+        .await
+        .unwrap();
+    let result = async {
+        scenario::found(&mut network, &story).await?;
+        scenario::play(&mut network, scenario, &story).await
+    }
+    .await;
+    let logs = std::fs::read_to_string(network.coordinator.log()).unwrap_or_default();
+    let stubborn = network.stop().await;
+    let report = result.unwrap_or_else(|error| {
+        let tail: Vec<_> = logs.lines().rev().take(40).collect();
+        panic!(
+            "{error:?}\nthe coordinator's last lines, newest first:\n{}",
+            tail.join("\n")
+        )
+    });
+    assert!(
+        stubborn.is_empty(),
+        "did not stop by themselves: {stubborn:?}"
+    );
+    report
+}
+
+const SMALL: Size = Size {
+    operators: 3,
+    threshold: 2,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deposits_transfers_and_withdrawals_go_all_the_way() {
+    let report = play(
+        Scenario::Basic,
+        Size {
+            operators: 5,
+            threshold: 3,
+        },
+    )
+    .await;
+    assert!(report.treasury_sat >= report.supply_sat);
+    assert!(report.batches.len() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_between_two_stages_loses_nothing() {
+    play(Scenario::KillCoordinator, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_between_accept_and_sign_loses_nothing() {
+    play(Scenario::KillOperator, SMALL).await;
+}
