@@ -303,3 +303,59 @@ pub(super) fn routes() -> Vec<Route> {
         &[Code::UnknownProblem],
     )]
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::to_bytes, middleware::from_fn};
+    use tower::ServiceExt as _;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    async fn broken() -> &'static str {
+        panic!("on purpose")
+    }
+
+    async fn answer(path: &str) -> (StatusCode, Problem) {
+        let bare = |status: StatusCode| get(move || async move { (status, "words") });
+        let router: Router = Router::new()
+            .route("/panic", get(broken))
+            .route("/teapot", bare(StatusCode::IM_A_TEAPOT))
+            .route("/gateway", bare(StatusCode::BAD_GATEWAY))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn(ensure));
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], MEDIA_TYPE);
+        let bytes = to_bytes(response.into_body(), 4096).await.unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_a_bare_error_become_problem_documents() {
+        for (path, code) in [
+            ("/panic", Code::Internal),
+            ("/gateway", Code::Internal),
+            ("/teapot", Code::MalformedRequest),
+        ] {
+            let (status, problem) = answer(path).await;
+            assert_eq!(problem.code, code.as_str(), "{path}");
+            assert_eq!(status.as_u16(), problem.status, "{path}");
+        }
+    }
+
+    #[test]
+    fn codes_are_different_and_in_snake_case() {
+        let mut names: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+        for name in names {
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The operator's machine: S7, S8, S9 and S14, without keys or network.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+
+use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
+use ledger::{SequenceNumber, VaultId};
+use protocol::{
+    batch::{BodyHash, Candidate},
+    identity::PeerKey,
+    message::{Rule, Subject},
+    signer::{Effect, Input, RECEIPT_WAIT_MS, State, judge},
+    transaction::{Commitment, Treasury},
+};
+
+const COORDINATOR: PeerKey = PeerKey([1; 32]);
+const PEER: PeerKey = PeerKey([2; 32]);
+
+fn outpoint(byte: u8) -> OutPoint {
+    OutPoint::new(Txid::from_byte_array([byte; 32]), 0)
+}
+
+fn head() -> Treasury {
+    let commitment = Commitment {
+        sequence: SequenceNumber(4),
+        supply: Amount::ZERO,
+        digest: [0; 32],
+    };
+    Treasury {
+        outpoint: outpoint(4),
+        value: Amount::from_sat(1_000),
+        commitment,
+    }
+}
+
+fn candidate(body: u8, fee: u64) -> Candidate {
+    Candidate {
+        vault: VaultId([0; 32]),
+        sequence: SequenceNumber(5),
+        parent: outpoint(4),
+        body: BodyHash([body; 32]),
+        top_ups: Vec::new(),
+        fee: Amount::from_sat(fee),
+        txid: Txid::from_byte_array([body ^ u8::try_from(fee % 251).unwrap(); 32]),
+    }
+}
+
+fn state() -> State {
+    let mut state = State {
+        replacement_delay: 12,
+        ..State::default()
+    };
+    state
+        .step(
+            0,
+            Input::Chain {
+                head: Some(head()),
+                height: 100,
+            },
+        )
+        .unwrap();
+    state
+}
+
+fn accepted(state: &mut State, subject: &Subject) {
+    let id = subject.session(&COORDINATOR);
+    state
+        .step(
+            0,
+            Input::Proposed {
+                from: COORDINATOR,
+                subject: subject.clone(),
+            },
+        )
+        .unwrap();
+    state.step(0, Input::Verified(id)).unwrap();
+    state
+        .step(
+            0,
+            Input::Stored {
+                session: id,
+                reachable: BTreeSet::new(),
+            },
+        )
+        .unwrap();
+}
+
+#[test]
+fn a_share_waits_for_verification_storage_and_receipts() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    let sign = Input::SignRequested {
+        from: COORDINATOR,
+        session: id,
+        attempt: 1,
+    };
+    assert_eq!(state.step(0, sign.clone()).unwrap_err().rule, Rule::S9);
+    state
+        .step(
+            0,
+            Input::Proposed {
+                from: COORDINATOR,
+                subject,
+            },
+        )
+        .unwrap();
+    assert_eq!(state.step(0, sign.clone()).unwrap_err().rule, Rule::S8);
+    state.step(0, Input::Verified(id)).unwrap();
+    let reachable = BTreeSet::from([PEER]);
+    let effects = state
+        .step(
+            0,
+            Input::Stored {
+                session: id,
+                reachable: reachable.clone(),
+            },
+        )
+        .unwrap();
+    assert_eq!(effects, [Effect::PassOn(id, reachable)]);
+    assert_eq!(state.step(0, sign.clone()).unwrap_err().rule, Rule::S8);
+    assert!(
+        state
+            .step(RECEIPT_WAIT_MS - 1, Input::Tick)
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        state.step(1, Input::Receipt(id, PEER)).unwrap(),
+        [Effect::Accept(id, COORDINATOR)]
+    );
+    assert_eq!(state.step(1, sign).unwrap().len(), 1);
+}
+
+#[test]
+fn silence_of_the_others_ends_the_wait_for_receipts() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    state
+        .step(
+            0,
+            Input::Proposed {
+                from: COORDINATOR,
+                subject,
+            },
+        )
+        .unwrap();
+    state.step(0, Input::Verified(id)).unwrap();
+    state
+        .step(
+            0,
+            Input::Stored {
+                session: id,
+                reachable: BTreeSet::from([PEER]),
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        state.step(RECEIPT_WAIT_MS, Input::Tick).unwrap(),
+        [Effect::Accept(id, COORDINATOR)]
+    );
+}
+
+#[test]
+fn attempts_only_go_up_and_belong_to_their_coordinator() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    accepted(&mut state, &subject);
+    let ask = |from, attempt| Input::SignRequested {
+        from,
+        session: id,
+        attempt,
+    };
+    assert_eq!(state.step(0, ask(PEER, 1)).unwrap_err().rule, Rule::S12);
+    state.step(0, ask(COORDINATOR, 2)).unwrap();
+    let before = state.clone();
+    for attempt in [0, 1, 2, u32::MAX] {
+        assert_eq!(
+            state.step(0, ask(COORDINATOR, attempt)).unwrap_err().rule,
+            Rule::S9
+        );
+    }
+    assert_eq!(state, before, "a refusal changes nothing");
+}
+
+#[test]
+fn only_the_next_batch_on_the_latest_treasury_is_looked_at() {
+    let mut state = state();
+    let propose = |candidate| Input::Proposed {
+        from: COORDINATOR,
+        subject: Subject::Batch(candidate),
+    };
+    let old = Candidate {
+        sequence: SequenceNumber(4),
+        ..candidate(1, 10)
+    };
+    let future = Candidate {
+        sequence: SequenceNumber(6),
+        ..candidate(1, 10)
+    };
+    let elsewhere = Candidate {
+        parent: outpoint(3),
+        ..candidate(1, 10)
+    };
+    assert_eq!(state.step(0, propose(old)).unwrap_err().rule, Rule::S4);
+    assert_eq!(state.step(0, propose(future)).unwrap_err().rule, Rule::S4);
+    assert_eq!(
+        state.step(0, propose(elsewhere)).unwrap_err().rule,
+        Rule::S2
+    );
+    assert_eq!(state.sessions(), 0);
+}
+
+#[test]
+fn another_batch_waits_and_the_same_batch_must_pay_more() {
+    let first = judge(None, &candidate(1, 10), 100, 12).unwrap();
+    assert_eq!(
+        judge(Some(&first), &candidate(1, 10), 101, 12).unwrap(),
+        first
+    );
+    let bumped = judge(Some(&first), &candidate(1, 11), 101, 12).unwrap();
+    assert_eq!((bumped.fee, bumped.height), (Amount::from_sat(11), 100));
+    assert_eq!(
+        judge(Some(&bumped), &candidate(1, 10), 101, 12)
+            .unwrap_err()
+            .rule,
+        Rule::S7
+    );
+    assert_eq!(
+        judge(Some(&first), &candidate(2, 99), 111, 12)
+            .unwrap_err()
+            .rule,
+        Rule::S7
+    );
+    assert!(judge(Some(&first), &candidate(2, 99), 112, 12).is_ok());
+}
+
+#[test]
+fn an_unknown_spend_of_the_treasury_stops_signing() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    accepted(&mut state, &subject);
+    state.step(0, Input::Alarm("unknown spend".into())).unwrap();
+    assert_eq!(state.sessions(), 0);
+    let again = Input::Proposed {
+        from: COORDINATOR,
+        subject,
+    };
+    assert_eq!(state.step(0, again).unwrap_err().rule, Rule::S14);
+}
+
+#[test]
+fn a_new_head_ends_sessions_for_the_old_one() {
+    let mut state = state();
+    accepted(&mut state, &Subject::Batch(candidate(1, 10)));
+    let commitment = Commitment {
+        sequence: SequenceNumber(5),
+        ..head().commitment
+    };
+    let next = Treasury {
+        outpoint: outpoint(5),
+        commitment,
+        ..head()
+    };
+    state
+        .step(
+            0,
+            Input::Chain {
+                head: Some(next),
+                height: 101,
+            },
+        )
+        .unwrap();
+    assert_eq!(state.sessions(), 0);
+}
