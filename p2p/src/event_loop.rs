@@ -27,7 +27,7 @@ use crate::{
     codec::{Answer, Question, Refusal},
     limits::TokenBucket,
     names::Names,
-    network::{AskError, Board, Command, Event, PublishError, Reply},
+    network::{AskError, AskOutcome, Board, Command, Event, PublishError, Reply},
     peer::{Peer, PendingAsk, after},
     settings::{Roster, StartError},
 };
@@ -53,7 +53,7 @@ pub(crate) struct EventLoop {
     /// Questions that the node is answering: at most [`MAX_OPEN_ASKS_PER_PEER`] for each peer.
     answering: FuturesUnordered<BoxFuture<'static, Answered>>,
     /// Own questions: at most [`MAX_ASKS_IN_FLIGHT_PER_PEER`] for each peer.
-    asked: HashMap<OutboundRequestId, (PeerKey, oneshot::Sender<Result<Vec<u8>, AskError>>)>,
+    asked: HashMap<OutboundRequestId, (PeerKey, oneshot::Sender<AskOutcome>)>,
 }
 
 impl EventLoop {
@@ -158,12 +158,7 @@ impl EventLoop {
         }
     }
 
-    fn ask(
-        &mut self,
-        key: PeerKey,
-        data: Vec<u8>,
-        answer: oneshot::Sender<Result<Vec<u8>, AskError>>,
-    ) {
+    fn ask(&mut self, key: PeerKey, data: Vec<u8>, answer: oneshot::Sender<AskOutcome>) {
         let Some(peer) = self.peers.get_mut(&key) else {
             let _ = answer.send(Err(AskError::UnknownPeer(key)));
             return;
@@ -484,7 +479,7 @@ impl EventLoop {
         }
     }
 
-    fn on_outcome(&mut self, id: OutboundRequestId, outcome: Result<Vec<u8>, AskError>) {
+    fn on_outcome(&mut self, id: OutboundRequestId, outcome: AskOutcome) {
         let Some((key, answer)) = self.asked.remove(&id) else {
             return;
         };

@@ -125,6 +125,9 @@ pub enum AskError {
     ShutDown,
 }
 
+/// What becomes of a question.
+pub(crate) type AskOutcome = Result<Vec<u8>, AskError>;
+
 pub(crate) enum Command {
     Publish {
         data: Vec<u8>,
@@ -133,7 +136,7 @@ pub(crate) enum Command {
     Ask {
         peer: PeerKey,
         data: Vec<u8>,
-        answer: oneshot::Sender<Result<Vec<u8>, AskError>>,
+        answer: oneshot::Sender<AskOutcome>,
     },
     ShutDown,
 }

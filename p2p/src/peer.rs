@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::{
     ASK_BURST, ASK_RATE, GOSSIP_BURST, GOSSIP_RATE, RELAY_BURST, RELAY_RATE,
     limits::{Seen, TokenBucket},
-    network::AskError,
+    network::AskOutcome,
 };
 
 /// First and longest wait before a peer is called again, before jitter.
@@ -27,7 +27,7 @@ const COURTESY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct PendingAsk {
     pub data: Vec<u8>,
-    pub answer: oneshot::Sender<Result<Vec<u8>, AskError>>,
+    pub answer: oneshot::Sender<AskOutcome>,
     pub give_up: Instant,
 }
 

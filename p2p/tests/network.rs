@@ -235,8 +235,7 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
     let refused = async |settings: Settings| {
         p2p::start(&identity(1), &settings)
             .await
-            .err()
-            .expect("must not start")
+            .expect_err("must not start")
     };
     for bad in ["127.0.0.1:7000", "/ip4/127.0.0.1/udp/7000", "/memory/1", ""] {
         let error = refused(settings(bad, vec![], NETWORK)).await;
