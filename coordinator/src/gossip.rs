@@ -36,7 +36,10 @@ pub enum Heard {
 
 /// Where the network's events find the session that runs.
 #[derive(Clone, Default)]
-pub struct Sessions(Arc<Mutex<Option<(SessionId, mpsc::Sender<Heard>)>>>);
+pub struct Sessions(Arc<Mutex<Option<Open>>>);
+
+/// The session that runs, and where its inputs go.
+type Open = (SessionId, mpsc::Sender<Heard>);
 
 impl Sessions {
     fn open(&self, id: SessionId) -> mpsc::Receiver<Heard> {

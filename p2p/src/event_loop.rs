@@ -324,11 +324,9 @@ impl EventLoop {
                 message,
             }) => self.on_gossip(propagation_source, &message_id, message),
             BehaviourEvent::Ask(event) => self.on_ask_event(event),
-            BehaviourEvent::Ping(event) => {
-                // A connection that does not answer is dead, whatever TCP believes.
-                if event.result.is_err() {
-                    self.swarm.close_connection(event.connection);
-                }
+            // A connection that does not answer is dead, whatever TCP believes.
+            BehaviourEvent::Ping(event) if event.result.is_err() => {
+                self.swarm.close_connection(event.connection);
             }
             _ => {}
         }

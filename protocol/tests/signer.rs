@@ -46,10 +46,8 @@ fn candidate(body: u8, fee: u64) -> Candidate {
 }
 
 fn state() -> State {
-    let mut state = State {
-        replacement_delay: 12,
-        ..State::default()
-    };
+    let mut state = State::default();
+    state.replacement_delay = 12;
     state
         .step(
             0,

@@ -1,5 +1,5 @@
 //! Who may import whom (docs/architecture.md): a crate uses only crates above it, and none beside it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -275,11 +275,10 @@ pub async fn ensure(request: Request, next: Next) -> Response {
     parts.status = made.status;
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.remove(header::CONTENT_ENCODING);
-    parts.headers.extend(
-        made.headers
-            .into_iter()
-            .filter_map(|(name, value)| Some((name?, value))),
-    );
+    // `extend` would append a second content type to the first.
+    for (name, value) in &made.headers {
+        parts.headers.insert(name, value.clone());
+    }
     Response::from_parts(parts, Body::new(body))
 }
 

@@ -31,7 +31,7 @@ async fn a_body_that_is_not_the_json_expected_is_refused_with_the_place_of_the_f
             "malformed_body",
             "recursion",
         ),
-        ("[]".to_owned(), 422, "invalid_body", "invalid type"),
+        ("[]".to_owned(), 422, "invalid_body", "missing field"),
         (r#"{"type":"mint"}"#.to_owned(), 422, "invalid_body", "mint"),
         (
             r#"{"type":"transfer"}"#.to_owned(),

@@ -171,7 +171,7 @@ async fn an_operation_that_breaks_a_rule_of_the_ledger_is_named_and_leaves_nothi
         ),
         (
             422,
-            "overflow",
+            "insufficient_balance",
             signed(Transfer {
                 amount: u64::MAX,
                 ..base()
