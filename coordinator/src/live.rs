@@ -39,6 +39,8 @@ pub struct Live {
     pub connected: Vec<PeerKey>,
     /// What the next batch would pay, sat/vB.
     pub fee_rate_sat_per_vb: Option<f64>,
+    /// Did the Bitcoin node answer the last time it was looked at?
+    pub bitcoind: bool,
     /// Why signing has stopped (S14).
     pub alarm: Option<String>,
 }

@@ -597,11 +597,16 @@ async fn follow(
     stop: &CancellationToken,
 ) -> Result<(), StageError> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let status = follower.status();
     loop {
         let step = tokio::select! {
             step = follower.next() => step?,
             _ = tick.tick() => {
-                live.send_modify(|live| live.connected = network.connected());
+                let answers = status.borrow().reachable;
+                live.send_modify(|live| {
+                    live.connected = network.connected();
+                    live.bitcoind = answers;
+                });
                 continue;
             }
             () = stop.cancelled() => return Ok(()),

@@ -1,20 +1,23 @@
 //! What must be on disk before something leaves this machine (S7, S11, S14). A write that fails ends
 //! the process: going on could mean to sign twice.
 
-use bitcoin::OutPoint;
-use protocol::signer::Promise;
-use serde::{Deserialize, Serialize};
-use storage::{Changes, ColumnName, CommitError, ReadError, Store, Table};
+use std::collections::BTreeMap;
 
-/// The last batch that a share was given for (S7).
-const PROMISE: Table<(), Promise> = Table::new("promise", 1);
+use bitcoin::OutPoint;
+use ledger::SequenceNumber;
+use protocol::signer::{MAX_PROMISES, Promise};
+use serde::{Deserialize, Serialize};
+use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
+
+/// The batches that a share was given for (S7), by sequence number and treasury.
+const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
 /// The one genesis that a share was given for.
 const GENESIS: Table<(), GenesisPromise> = Table::new("genesis_promise", 1);
 /// Why signing has stopped for good (S14).
 const ALARM: Table<(), String> = Table::new("alarm", 1);
 
 /// The tables of this module.
-pub const TABLES: [ColumnName; 3] = [PROMISE.name(), GENESIS.name(), ALARM.name()];
+pub const TABLES: [ColumnName; 3] = [PROMISES.name(), GENESIS.name(), ALARM.name()];
 
 /// A genesis that this operator has signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +31,8 @@ pub struct GenesisPromise {
 /// Everything promised so far.
 #[derive(Clone, Debug, Default)]
 pub struct Promises {
-    /// The last batch.
-    pub batch: Option<Promise>,
+    /// The latest batches, as many as `signer` holds.
+    pub batches: BTreeMap<(SequenceNumber, OutPoint), Promise>,
     /// The genesis.
     pub genesis: Option<GenesisPromise>,
     /// The alarm.
@@ -41,8 +44,13 @@ pub struct Promises {
 /// # Errors
 /// A damaged database.
 pub fn load(store: &Store) -> Result<Promises, ReadError> {
+    let mut batches = BTreeMap::new();
+    for row in store.iter(&PROMISES, .., Direction::Back, MAX_PROMISES)? {
+        let ((sequence, parent), promise) = row?;
+        batches.insert((SequenceNumber(sequence), parent), promise);
+    }
     Ok(Promises {
-        batch: store.get(&PROMISE, &())?,
+        batches,
         genesis: store.get(&GENESIS, &())?,
         alarm: store.get(&ALARM, &())?,
     })
@@ -54,7 +62,7 @@ pub fn load(store: &Store) -> Result<Promises, ReadError> {
 /// Fatal (S11).
 pub fn save_batch(store: &Store, promise: &Promise) -> Result<(), CommitError> {
     let mut changes = Changes::new();
-    changes.put(&PROMISE, &(), promise);
+    changes.put(&PROMISES, &(promise.sequence.0, promise.parent), promise);
     store.commit(changes)
 }
 
@@ -110,12 +118,13 @@ mod tests {
             outpoint: candidate.parent,
             height: 101,
         };
-        assert!(load(&store).unwrap().batch.is_none());
+        assert!(load(&store).unwrap().batches.is_empty());
         save_batch(&store, &promise).unwrap();
         save_genesis(&store, &genesis).unwrap();
         save_alarm(&store, "somebody took the money").unwrap();
         let loaded = load(&store).unwrap();
-        assert_eq!(loaded.batch, Some(promise));
+        let key = (promise.sequence, promise.parent);
+        assert_eq!(loaded.batches.get(&key), Some(&promise));
         assert_eq!(loaded.genesis, Some(genesis));
         assert_eq!(loaded.alarm.as_deref(), Some("somebody took the money"));
     }

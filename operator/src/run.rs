@@ -285,7 +285,7 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     let promised = promises::load(&store)?;
     let mut state = State::default();
     state.replacement_delay = parameters.replacement_delay.into();
-    state.promise = promised.batch;
+    state.promises = promised.batches;
     state.genesis = promised.genesis.map(|genesis| genesis.outpoint);
     state.alarm = promised.alarm;
 

@@ -22,6 +22,8 @@ use crate::{
 
 /// Sessions held at once; the oldest gives way.
 pub const MAX_SESSIONS: usize = 16;
+/// Promises held in memory: deeper than any reorganisation that the chain follower takes.
+pub const MAX_PROMISES: usize = 1_024;
 /// How long a signer waits for receipts of the batch data that it has passed on (S8), in ms.
 pub const RECEIPT_WAIT_MS: u64 = 2_000;
 /// Sign requests answered in one session.
@@ -85,8 +87,9 @@ pub struct State {
     pub height: u32,
     /// Blocks for which one signed batch excludes another (S7).
     pub replacement_delay: u32,
-    /// What was signed last.
-    pub promise: Option<Promise>,
+    /// What was signed, by sequence number and treasury: a reorganisation can bring an earlier treasury
+    /// back. The latest [`MAX_PROMISES`].
+    pub promises: BTreeMap<(SequenceNumber, OutPoint), Promise>,
     /// The one genesis this operator has signed for its key.
     pub genesis: Option<OutPoint>,
     /// Why it stopped signing altogether (S14).
@@ -418,7 +421,7 @@ impl State {
         let promise = match &session.subject {
             Subject::Genesis(genesis) => Signable::Genesis(genesis.outpoint),
             Subject::Batch(candidate) => Signable::Batch(judge(
-                self.promise.as_ref(),
+                self.promises.get(&(candidate.sequence, candidate.parent)),
                 candidate,
                 self.height,
                 self.replacement_delay,
@@ -432,7 +435,13 @@ impl State {
             session.attempt = attempt;
         }
         match &promise {
-            Signable::Batch(promise) => self.promise = Some(promise.clone()),
+            Signable::Batch(promise) => {
+                let key = (promise.sequence, promise.parent);
+                self.promises.insert(key, promise.clone());
+                while self.promises.len() > MAX_PROMISES {
+                    self.promises.pop_first();
+                }
+            }
             Signable::Genesis(outpoint) => self.genesis = Some(*outpoint),
         }
         vec![Effect::PromiseAndSign {

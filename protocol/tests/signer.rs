@@ -273,3 +273,42 @@ fn a_new_head_ends_sessions_for_the_old_one() {
         .unwrap();
     assert_eq!(state.sessions(), 0);
 }
+
+#[test]
+fn a_promise_outlives_a_reorganisation() {
+    let mut state = state();
+    let first = Subject::Batch(candidate(1, 10));
+    accepted(&mut state, &first);
+    let ask = |subject: &Subject| Input::SignRequested {
+        from: COORDINATOR,
+        session: subject.session(&COORDINATOR),
+        attempt: 1,
+    };
+    state.step(0, ask(&first)).unwrap();
+    // The batch confirms, the next one is signed, and then both leave the chain.
+    let commitment = Commitment {
+        sequence: SequenceNumber(5),
+        ..head().commitment
+    };
+    let next = Treasury {
+        outpoint: outpoint(5),
+        commitment,
+        ..head()
+    };
+    let chain = |head, height| Input::Chain {
+        head: Some(head),
+        height,
+    };
+    state.step(0, chain(next, 101)).unwrap();
+    let second = Subject::Batch(Candidate {
+        sequence: SequenceNumber(6),
+        parent: outpoint(5),
+        ..candidate(3, 10)
+    });
+    accepted(&mut state, &second);
+    state.step(0, ask(&second)).unwrap();
+    state.step(0, chain(head(), 100)).unwrap();
+    let other = Subject::Batch(candidate(2, 99));
+    accepted(&mut state, &other);
+    assert_eq!(state.step(0, ask(&other)).unwrap_err().rule, Rule::S7);
+}

@@ -83,6 +83,9 @@ pub(super) fn unready(reader: &Reader) -> Option<String> {
     if live.vault.is_none() {
         return Some(format!("there is no genesis yet: {}", live.phase));
     }
+    if !live.bitcoind {
+        return Some("bitcoind does not answer".to_owned());
+    }
     match with_history(reader, History::is_current) {
         None => Some("the history is being opened".to_owned()),
         Some(false) => Some("the data of a confirmed batch is being fetched".to_owned()),

@@ -259,6 +259,7 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let live = watch::Sender::new(Live {
             phase: "generating the key".into(),
+            bitcoind: true,
             ..Live::default()
         });
         let reader = reader(&dir, parameters.clone(), roster.clone(), &live);

@@ -153,8 +153,8 @@ impl Node {
         let (caps, key) = (self.caps.clone(), self.verifying_key.clone());
         let is_bump = self
             .state
-            .promise
-            .as_ref()
+            .promises
+            .get(&(candidate.sequence, candidate.parent))
             .is_some_and(|promise| promise.body == candidate.body);
         self.spawn(async move {
             let verdict = async {
