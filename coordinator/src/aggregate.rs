@@ -9,9 +9,9 @@ use storage::Changes;
 
 use crate::{
     gossip::{self, Outcome, Report, Task},
+    pipeline::{Pipeline, StageError},
     queue,
     records::{BATCHES, BROADCAST, BatchRecord, SIGN},
-    run::{Pipeline, StageError},
 };
 
 /// Signing has no deadline; the lease only outlives every session.

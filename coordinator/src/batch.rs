@@ -14,12 +14,13 @@ use protocol::{
 use storage::{Changes, Direction, Lease, Store};
 
 use crate::{
-    detect, queue,
+    detect,
+    pipeline::{Pipeline, StageError},
+    queue,
     records::{
         BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, REQUESTS, Request, RequestKey, TERMS,
         TOP_UPS, UNRIPE,
     },
-    run::{Pipeline, StageError},
 };
 
 /// How long requests are held while a batch is formed, in ms.

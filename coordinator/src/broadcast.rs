@@ -9,9 +9,9 @@ use storage::Changes;
 
 use crate::{
     batch::elapsed_ms,
+    pipeline::{Pipeline, StageError},
     queue,
     records::{BATCHES, BROADCAST, BatchRecord, CONFIRM},
-    run::{Pipeline, StageError},
 };
 
 const LEASE_MS: u64 = 60_000;

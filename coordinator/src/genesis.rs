@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     gossip::{self, Outcome, Sessions, Task},
     live::Live,
+    pipeline::StageError,
     records::{GENESIS_SEARCH, GROUP},
-    run::StageError,
 };
 
 /// How often operators and chain are asked.

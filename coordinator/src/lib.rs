@@ -12,6 +12,7 @@
 )]
 
 pub mod aggregate;
+pub mod answer;
 pub mod api;
 pub mod batch;
 pub mod broadcast;
@@ -20,6 +21,7 @@ pub mod detect;
 pub mod genesis;
 pub mod gossip;
 pub mod live;
+pub mod pipeline;
 pub mod prove;
 pub mod queue;
 pub mod records;

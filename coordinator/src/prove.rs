@@ -13,8 +13,8 @@ use storage::Changes;
 
 use crate::{
     batch::elapsed_ms,
+    pipeline::{Pipeline, StageError},
     records::{BATCHES, BatchRecord, PROVE, SIGN},
-    run::{Pipeline, StageError},
 };
 
 /// A proof must be done by then, or the batch is proven again, in ms.

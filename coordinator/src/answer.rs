@@ -1,0 +1,143 @@
+//! Answers what other nodes ask of a coordinator, and hears what they gossip.
+
+use std::sync::Arc;
+
+use chain::rpc::BitcoinRpc;
+use ledger::SequenceNumber;
+use node::{certificate, history};
+use p2p::Event;
+use protocol::{
+    identity::PeerKey,
+    message::{Answer, Ask, Gossip, Refusal, Rule, decode, encode},
+    roster::Roster,
+    signing::Input,
+};
+use storage::{ReadError, Store};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{gossip::Sessions, records};
+
+/// What the network's questions are answered from.
+pub struct Desk {
+    /// The database.
+    pub store: Store,
+    /// The roster.
+    pub roster: Arc<Roster>,
+    /// Where accepts and refusals go.
+    pub sessions: Sessions,
+    /// Own Bitcoin node.
+    pub rpc: BitcoinRpc,
+}
+
+/// Answers until `stop` is set.
+pub async fn run(mut events: mpsc::Receiver<Event>, desk: Desk, stop: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = stop.cancelled() => return,
+        };
+        match event {
+            None => return,
+            Some(Event::Ask { from, data, reply }) => {
+                let answer = match decode::<Ask>(&data) {
+                    Ok(ask) => desk.answer(from, ask),
+                    Err(error) => Answer::Refused(Refusal::new(Rule::S12, error.to_string())),
+                };
+                reply.send(encode(&answer));
+            }
+            Some(Event::Gossip { from, data }) => desk.listen(from, &data),
+            Some(Event::Connected(peer)) => tracing::info!(%peer, "connected"),
+            Some(Event::Disconnected(peer)) => tracing::info!(%peer, "disconnected"),
+        }
+    }
+}
+
+impl Desk {
+    fn answer(&self, from: PeerKey, ask: Ask) -> Answer {
+        match self.try_answer(from, ask) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(%error, "the database can't be read");
+                Answer::Refused(Refusal::new(Rule::S12, "this node can't read its database"))
+            }
+        }
+    }
+
+    fn try_answer(&self, from: PeerKey, ask: Ask) -> Result<Answer, ReadError> {
+        Ok(match ask {
+            Ask::Genesis => Answer::Genesis(certificate::load(&self.store)?),
+            Ask::Group => Answer::Group(self.store.get(&records::GROUP, &())?),
+            Ask::Body(hash) => {
+                self.sessions.pulled(hash);
+                Answer::Body(history::kept_body(&self.store, &hash)?)
+            }
+            Ask::Batch(sequence) => Answer::Batch(self.confirmed(sequence)?),
+            Ask::Accept {
+                session,
+                commitments,
+            } => match self.roster.signer(&from) {
+                Some(signer)
+                    if self.sessions.tell(
+                        &session,
+                        Input::Accepted {
+                            from: signer,
+                            commitments,
+                        },
+                    ) =>
+                {
+                    Answer::Taken
+                }
+                _ => Answer::Refused(Refusal::new(Rule::S12, "no such session is open here")),
+            },
+            Ask::Refuse { session, refusal } => match self.roster.signer(&from) {
+                Some(signer) => {
+                    tracing::warn!(operator = %from, %refusal, "an operator refuses");
+                    self.sessions.tell(
+                        &session,
+                        Input::Refused {
+                            from: signer,
+                            refusal,
+                        },
+                    );
+                    Answer::Taken
+                }
+                None => Answer::Refused(Refusal::new(Rule::S12, "only operators vote")),
+            },
+            Ask::Dkg { .. } | Ask::Keep { .. } | Ask::Sign { .. } => {
+                Answer::Refused(Refusal::new(Rule::S12, "a coordinator does not do this"))
+            }
+        })
+    }
+
+    /// A confirmed batch for a node that lacks it.
+    fn confirmed(
+        &self,
+        sequence: SequenceNumber,
+    ) -> Result<Option<(protocol::batch::Candidate, Vec<u8>)>, ReadError> {
+        let Some(row) = self.store.get(&history::CONFIRMED, &sequence.0)? else {
+            return Ok(None);
+        };
+        let Some(candidate) = history::kept_candidate(&self.store, &row.txid)? else {
+            return Ok(None);
+        };
+        let body = history::kept_body(&self.store, &candidate.body)?;
+        Ok(body.map(|body| (candidate, body)))
+    }
+
+    fn listen(&self, from: PeerKey, data: &[u8]) {
+        match decode::<Gossip>(data) {
+            // Another coordinator's: help it along. The node judges the transaction itself.
+            Ok(Gossip::Signed { transaction, .. }) => {
+                let rpc = self.rpc.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = chain::submit::submit(&rpc, &transaction).await {
+                        tracing::debug!(%error, "a gossiped transaction was not submitted");
+                    }
+                });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%from, %error, "gossip not understood"),
+        }
+    }
+}

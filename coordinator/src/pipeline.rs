@@ -1,0 +1,334 @@
+//! What the stages share: the store, the network, the vault, and the questions that they all ask of the history.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+};
+
+use chain::{
+    follow::FollowError,
+    rpc::{BitcoinRpc, RpcError},
+};
+use ledger::{Operation, OperationError, SequenceNumber, Transition};
+use node::{
+    clock::now_ms,
+    history::{History, HistoryError},
+};
+use p2p::Network;
+use proof::ProvingKey;
+use protocol::{
+    api::{BatchStatus, RequestStatus},
+    deposit::TermsError,
+    identity::PeerKey,
+    roster::Roster,
+    transaction::{BatchPlan, BatchTransaction, BuildError, Commitment, Swept, Treasury},
+    vault::{Vault, VaultError},
+};
+use storage::{Changes, CommitError, PushError, ReadError, Store};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    gossip::Sessions,
+    live::{Live, SharedHistory},
+    queue::{self, enqueue},
+    records::{BATCHES, BatchRecord},
+    settings::Settings,
+};
+
+/// Why a stage could not do its work now.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A failed safety write: the process stops (S11).
+    #[error("a safety write failed")]
+    Commit(#[from] CommitError),
+    /// The database.
+    #[error("the database can't be read")]
+    Read(#[from] ReadError),
+    /// A stage queue.
+    #[error("a stage queue takes no more")]
+    Push(#[from] PushError),
+    /// bitcoind.
+    #[error("bitcoind did not answer")]
+    Rpc(#[from] RpcError),
+    /// No fee rate.
+    #[error("there is no fee rate")]
+    Fee(#[from] chain::fees::FeeError),
+    /// The chain can't be followed.
+    #[error("the chain can't be followed")]
+    Follow(#[from] FollowError),
+    /// The history can't go on.
+    #[error("the history can't go on")]
+    History(#[from] HistoryError),
+    /// The transaction can't be built.
+    #[error("the transaction can't be built")]
+    Build(#[from] BuildError),
+    /// Stored terms give no address.
+    #[error("stored terms give no address")]
+    Terms(#[from] TermsError),
+    /// The vault does not open.
+    #[error("the vault does not open")]
+    Vault(#[from] VaultError),
+    /// A fault of our own.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// A look at the history from elsewhere.
+#[derive(Clone)]
+pub struct View(SharedHistory);
+
+impl View {
+    /// The latest treasury.
+    pub fn head(&self) -> Option<Treasury> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(History::head)
+    }
+}
+
+/// What the stages share. One task owns it.
+pub struct Pipeline {
+    /// The database.
+    pub store: Store,
+    /// The network.
+    pub network: Network,
+    /// Where the network's events find the session.
+    pub sessions: Sessions,
+    /// Own Bitcoin node.
+    pub rpc: BitcoinRpc,
+    /// Makes proofs.
+    pub keys: Arc<ProvingKey>,
+    /// The vault.
+    pub vault: Arc<Vault>,
+    /// The roster.
+    pub roster: Arc<Roster>,
+    /// This coordinator.
+    pub me: PeerKey,
+    /// Own settings.
+    pub settings: Settings,
+    /// Held while a record that the chain may change too is read, changed and written.
+    pub writing: Arc<Mutex<()>>,
+    /// Set on shutdown.
+    pub stop: CancellationToken,
+    /// Since when requests wait, in ms.
+    pub waiting_since: Option<u64>,
+    /// The confirmed history. Writer: the task that follows the chain.
+    pub history: SharedHistory,
+    /// What is known now.
+    pub live: watch::Sender<Live>,
+}
+
+impl Pipeline {
+    /// Writes durably; a failure stops the process (S11).
+    ///
+    /// # Errors
+    /// Only when the runtime is going down.
+    pub async fn commit(&self, changes: Changes) -> Result<(), StageError> {
+        commit(&self.store, changes).await
+    }
+
+    /// A look at the history for others.
+    pub fn view(&self) -> View {
+        View(self.history.clone())
+    }
+
+    /// The latest treasury.
+    pub fn head(&self) -> Option<Treasury> {
+        self.view().head()
+    }
+
+    /// Height of the chain as taken in.
+    pub fn height(&self) -> u32 {
+        self.live.borrow().height
+    }
+
+    /// Tells people what is being done.
+    pub fn say(&self, phase: String) {
+        self.live.send_modify(|live| live.phase = phase);
+    }
+
+    /// The treasury that the next batch spends, if no batch is under way and the ledger is current.
+    ///
+    /// # Errors
+    /// A damaged database.
+    pub fn idle_head(&self) -> Result<Option<Treasury>, StageError> {
+        let history = self.history.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(history) = history.as_ref().filter(|history| history.is_current()) else {
+            return Ok(None);
+        };
+        let head = history.head();
+        let next = head.commitment.sequence.0.saturating_add(1);
+        let busy = self
+            .store
+            .get(&BATCHES, &next)?
+            .is_some_and(|record| record.status != BatchStatus::Abandoned);
+        Ok((!busy && self.live.borrow().alarm.is_none()).then_some(head))
+    }
+
+    /// Replays operations on the ledger without changing it.
+    ///
+    /// # Errors
+    /// [`StageError`]; the inner error names the operation that does not apply.
+    pub fn replay(
+        &self,
+        operations: &[Operation],
+        sequence: SequenceNumber,
+    ) -> Result<Result<Transition, (usize, OperationError)>, StageError> {
+        let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+        let history = history
+            .as_mut()
+            .ok_or_else(|| StageError::Fault("no history".into()))?;
+        Ok(history.replay(operations, sequence))
+    }
+
+    /// What a batch does to the ledger; `None` when it does not follow the head any more.
+    ///
+    /// # Errors
+    /// A damaged database.
+    pub fn transition(&self, record: &BatchRecord) -> Result<Option<Transition>, StageError> {
+        let follows = self.head().is_some_and(|head| {
+            head.commitment.sequence.0.checked_add(1) == Some(record.sequence.0)
+        });
+        if !follows {
+            return Ok(None);
+        }
+        Ok(self.replay(&record.operations, record.sequence)?.ok())
+    }
+
+    /// The transaction of a batch on the present head.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn transaction(
+        &self,
+        record: &BatchRecord,
+        transition: &Transition,
+    ) -> Result<BatchTransaction, StageError> {
+        let head = self
+            .head()
+            .ok_or_else(|| StageError::Fault("no head".into()))?;
+        let group = self.vault.group_key();
+        let outpoints = record
+            .operations
+            .iter()
+            .filter_map(|operation| match operation {
+                Operation::Deposit { outpoint, .. } => Some(*outpoint),
+                _ => None,
+            });
+        let deposits: Vec<Swept> = outpoints
+            .zip(&record.values)
+            .zip(&record.terms)
+            .map(|((outpoint, value), terms)| {
+                Ok(Swept {
+                    outpoint,
+                    value: *value,
+                    address: terms.address(&group)?,
+                })
+            })
+            .collect::<Result<_, TermsError>>()?;
+        let withdrawals: Vec<_> = record
+            .operations
+            .iter()
+            .filter_map(|operation| match operation {
+                Operation::Withdraw {
+                    amount,
+                    script_pubkey,
+                    ..
+                } => Some(bitcoin::TxOut {
+                    value: *amount,
+                    script_pubkey: script_pubkey.clone(),
+                }),
+                _ => None,
+            })
+            .collect();
+        let plan = BatchPlan {
+            treasury: &head,
+            deposits: &deposits,
+            top_ups: &record.top_ups,
+            withdrawals: &withdrawals,
+            next: Commitment {
+                sequence: record.sequence,
+                supply: transition.after.supply,
+                digest: transition.digest_after().to_bytes(),
+            },
+            fee: record.fee,
+        };
+        Ok(BatchTransaction::build(self.vault.key(), &plan)?)
+    }
+
+    /// Gives a batch up: an operation that operators refuse by name is refused, the others wait again.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn abandon(
+        &self,
+        mut record: BatchRecord,
+        why: &str,
+        changes: &mut Changes,
+    ) -> Result<(), StageError> {
+        let mut blamed: BTreeMap<[u8; 32], (usize, String)> = BTreeMap::new();
+        for (_, refusal) in &record.refusals {
+            if let Some(id) = refusal.operation {
+                let entry = blamed
+                    .entry(id.0)
+                    .or_insert_with(|| (0, refusal.to_string()));
+                entry.0 = entry.0.saturating_add(1);
+            }
+        }
+        let enough = self
+            .roster
+            .operators
+            .len()
+            .saturating_sub(usize::from(self.roster.threshold))
+            .saturating_add(1);
+        tracing::warn!(
+            sequence = record.sequence.0,
+            why,
+            refusals = record.refusals.len(),
+            "batch abandoned"
+        );
+        for (request, operation) in record.requests.iter().zip(&record.operations) {
+            let id = operation.id(&self.vault.id());
+            if let Some((_, reason)) = blamed.get(&id.0).filter(|(count, _)| *count >= enough) {
+                queue::mark(&self.store, changes, request, |progress| {
+                    progress.refuse(reason.clone(), now_ms())
+                })?;
+                continue;
+            }
+            let mut tries = 0;
+            queue::mark(&self.store, changes, request, |progress| {
+                progress.step(RequestStatus::Queued, now_ms());
+                progress.reason = Some(why.to_owned());
+                progress.sequence = None;
+                progress.tries = progress.tries.saturating_add(1);
+                tries = progress.tries;
+            })?;
+            enqueue(&self.store, changes, id, tries, *request)?;
+        }
+        record.status = BatchStatus::Abandoned;
+        changes.put(&BATCHES, &record.sequence.0, &record);
+        Ok(())
+    }
+}
+
+/// Writes durably, off the async threads; a failure stops the process (S11).
+///
+/// # Errors
+/// Only when the runtime is going down.
+pub async fn commit(store: &Store, changes: Changes) -> Result<(), StageError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || store.commit(changes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a safety write failed; stopping (S11)");
+            std::process::abort()
+        }
+        Err(error) => Err(StageError::Fault(error.to_string())),
+    }
+}
