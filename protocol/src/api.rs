@@ -135,7 +135,8 @@ pub struct AccountDocument {
     pub index: u32,
     /// Balance after the latest confirmed batch.
     pub balance_sat: u64,
-    /// Nonce that the next signed operation must carry.
+    /// Nonce after the latest confirmed batch. The next signed operation carries it plus the number of
+    /// `pending` ones.
     pub nonce: u64,
     /// Sequence number of that batch.
     pub sequence: u64,
