@@ -1,9 +1,9 @@
-//! What is played on the local network, with real wallets on a real chain.
+//! What is played on the local network, with real wallets on a real chain: two batches, and what a scenario
+//! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+mod kill;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bitcoin::{Address, Amount, OutPoint, Txid};
@@ -177,14 +177,10 @@ pub async fn play(
         .bitcoind
         .mine(network.parameters.deposit_confirmations)
         .await?;
-    if scenario == Scenario::KillCoordinator {
-        kill_coordinator(network, story).await?;
-    }
-    if scenario == Scenario::KillOperator {
-        kill_operator(network, story).await?;
-    }
+    during_first_batch(network, scenario, story).await?;
     until_deposits(network, &first, RequestStatus::Confirmed, story).await?;
     story.done("three deposits credited in one batch");
+    between_batches(network, scenario, story).await?;
 
     story.doing("two more deposits, a transfer and two withdrawals");
     let second = [
@@ -249,6 +245,30 @@ pub async fn play(
     .await?;
     story.done("accounts, payouts on the chain, and treasury >= supply hold");
     report(network, scenario).await
+}
+
+/// What a scenario does while the first batch is under way.
+async fn during_first_batch(
+    network: &mut LocalNetwork,
+    scenario: Scenario,
+    story: &Story,
+) -> anyhow::Result<()> {
+    match scenario {
+        Scenario::KillCoordinator => kill::coordinator(network, story).await,
+        Scenario::KillOperator => kill::operator(network, story).await,
+        Scenario::Basic => Ok(()),
+    }
+}
+
+/// What a scenario does between the first batch and the second.
+async fn between_batches(
+    _network: &mut LocalNetwork,
+    scenario: Scenario,
+    _story: &Story,
+) -> anyhow::Result<()> {
+    match scenario {
+        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+    }
 }
 
 async fn deposit(
@@ -347,80 +367,6 @@ async fn show_phase(network: &LocalNetwork, story: &Story) {
     if let Ok(status) = network.client.status().await {
         story.doing(status.phase);
     }
-}
-
-/// SIGKILL while the batch is between two stages (it is being proven), then a fresh start.
-async fn kill_coordinator(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
-    network
-        .wait_for("proving", STEP, async |network| {
-            let phase = network
-                .client
-                .status()
-                .await
-                .ok()
-                .map(|status| status.phase);
-            Ok(phase.filter(|phase| phase.starts_with("proving")))
-        })
-        .await?;
-    network.coordinator.kill().await?;
-    story.done("coordinator killed (SIGKILL) with a batch formed and not yet proven");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    network.coordinator.start()?;
-    story.done("coordinator started again");
-    network
-        .wait_for("the coordinator's return", STEP, async |network| {
-            Ok(network
-                .client
-                .is_healthy()
-                .await
-                .unwrap_or(false)
-                .then_some(()))
-        })
-        .await
-}
-
-/// SIGKILL of an operator that has accepted and not signed, then a fresh start.
-async fn kill_operator(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
-    // An operator that is stopped can't answer; with n - t + 1 of them gone no attempt starts before the
-    // others are back, so the one that has accepted is caught between accept and sign.
-    let n = network.operators.len();
-    let parameters_threshold = network.client.vault().await?.threshold;
-    let gone = n
-        .saturating_sub(usize::from(parameters_threshold))
-        .saturating_add(1);
-    for node in network.operators.iter_mut().skip(1).take(gone) {
-        node.kill().await?;
-    }
-    story.done(format!(
-        "{gone} operators killed, so that signing has to wait"
-    ));
-    let log = network
-        .operators
-        .first()
-        .context("an operator")?
-        .log()
-        .to_owned();
-    let seen = accepts(&log)?;
-    network
-        .wait_for("an accept", STEP, async |_| {
-            Ok((accepts(&log)? > seen).then_some(()))
-        })
-        .await?;
-    let first = network.operators.first_mut().context("an operator")?;
-    first.kill().await?;
-    story.done("operator-1 killed (SIGKILL) after its accept, before its share");
-    for node in network.operators.iter_mut().take(gone.saturating_add(1)) {
-        node.start()?;
-    }
-    story.done("all operators started again");
-    Ok(())
-}
-
-fn accepts(log: &Path) -> anyhow::Result<usize> {
-    Ok(std::fs::read_to_string(log)?
-        .lines()
-        .filter(|line| line.contains("round1"))
-        .count())
 }
 
 /// What must hold in the end.
