@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,10 @@ use protocol::{
     roster::{Roster, RosterError},
 };
 use rand::RngCore as _;
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
@@ -57,13 +61,15 @@ pub enum FileError {
         /// Why.
         source: ParametersError,
     },
-    /// Others can read a secret.
-    #[error("{path} can be read by others (mode {mode:o}): chmod 600 it")]
+    /// Others can get at a secret.
+    #[error("{path} is open to others (mode {mode:o}): chmod {wanted:o} {path}")]
     Permissions {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
         /// Its mode.
         mode: u32,
+        /// The mode that it should have.
+        wanted: u32,
     },
     /// Not 64 hex digits.
     #[error("{0} is no identity file: it must hold 64 hex digits")]
@@ -130,25 +136,91 @@ pub fn load_identity(path: &Path) -> Result<Identity, FileError> {
 pub fn create_identity(path: &Path) -> Result<Identity, FileError> {
     let mut secret = Zeroizing::new([0; 32]);
     rand::rngs::OsRng.fill_bytes(secret.as_mut_slice());
-    let text = Zeroizing::new(hex::encode(secret.as_slice()));
-    fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
-            file.sync_all()
-        })
+    let identity = Identity::from_secret(&secret);
+    save_identity(path, &identity)?;
+    Ok(identity)
+}
+
+/// Writes an identity; refuses to overwrite a file.
+///
+/// # Errors
+/// [`FileError`].
+pub fn save_identity(path: &Path, identity: &Identity) -> Result<(), FileError> {
+    let secret = Zeroizing::new(identity.secret_bytes());
+    let mut text = Zeroizing::new([0; 65]);
+    if let Some((digits, end)) = text.split_first_chunk_mut::<64>() {
+        // 64 digits are what 32 bytes need.
+        let _ = hex::encode_to_slice(secret.as_slice(), digits);
+        end.fill(b'\n');
+    }
+    write_new(path, text.as_slice())
+}
+
+/// Writes a new file for its owner only, and returns once it is there to stay, whole; refuses to overwrite one.
+///
+/// # Errors
+/// [`FileError::Io`], of kind `AlreadyExists` when there is one.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let io = |source| FileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let fresh = beside(path);
+    let write = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        match renameat_with(CWD, &fresh, CWD, path, RenameFlags::NOREPLACE) {
+            // This file system can't; a link fails too when its target is there.
+            Err(Errno::INVAL) => fs::hard_link(&fresh, path),
+            renamed => Ok(renamed?),
+        }
+    };
+    let written = write();
+    // After a link or a failure. What can't be removed is as private as the file itself.
+    let _ = fs::remove_file(&fresh);
+    written.map_err(io)?;
+    sync_folder_of(path).map_err(io)
+}
+
+/// A name in the same folder that nobody else uses.
+pub fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{:016x}", rand::rngs::OsRng.next_u64()))
+}
+
+/// Makes what has been made, renamed or linked in the folder of `path` outlive a power cut.
+///
+/// # Errors
+/// What the system said.
+pub fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Makes a folder, with those above it, for its owner only. One that is there is left as it is.
+///
+/// # Errors
+/// [`FileError::Permissions`] when one that is there is open to others, or when it can't be made.
+pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
         .map_err(|source| FileError::Io {
             path: path.to_owned(),
             source,
         })?;
-    Ok(Identity::from_secret(&secret))
+    check_private(path)
 }
 
-/// Refuses a file that group or others can read.
+/// Refuses a file or folder that group or others can read, write or enter.
 ///
 /// # Errors
 /// [`FileError::Permissions`], or when the file can't be looked at.
@@ -164,6 +236,7 @@ pub fn check_private(path: &Path) -> Result<(), FileError> {
         Err(FileError::Permissions {
             path: path.to_owned(),
             mode,
+            wanted: if metadata.is_dir() { 0o700 } else { 0o600 },
         })
     }
 }

@@ -8,4 +8,5 @@
 pub mod certificate;
 pub mod clock;
 pub mod files;
+pub mod harden;
 pub mod history;
