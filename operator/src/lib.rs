@@ -8,17 +8,21 @@
 //!                |
 //!                '- chain steps --> node::history (treasury's chain, ledger)
 //! generate: key generation, once                  status: what it is doing, for people and monitors
+//! admin: what the administrator asks, on a socket  cli (in the binary): the commands
 //! ```
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+pub mod admin;
 pub mod body;
 pub mod books;
+pub mod export;
 pub mod generate;
 pub mod held;
 pub mod keys;
+pub mod passphrase;
 pub mod peers;
 pub mod promises;
 pub mod run;

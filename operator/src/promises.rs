@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use bitcoin::OutPoint;
 use ledger::SequenceNumber;
-use protocol::signer::{MAX_PROMISES, Promise};
+use protocol::signer::{MAX_PROMISES, Promise, Quarantine};
 use serde::{Deserialize, Serialize};
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
+use threshold::GroupKey;
 
 /// The batches that a share was given for (S7), by sequence number and treasury.
 const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
@@ -16,8 +17,20 @@ const GENESIS: Table<(), GenesisPromise> = Table::new("genesis_promise", 1);
 /// Why signing has stopped for good (S14).
 const ALARM: Table<(), String> = Table::new("alarm", 1);
 
+/// The key with which nothing was ever promised that is not in this database. A share of another key, or one that
+/// finds no entry, comes from a backup or a repair.
+const COMPLETE: Table<(), GroupKey> = Table::new("promises_complete", 1);
+/// What an operator that has lost its promises waits for (S7).
+const QUARANTINE: Table<(), Quarantine> = Table::new("quarantine", 1);
+
 /// The tables of this module.
-pub const TABLES: [ColumnName; 3] = [PROMISES.name(), GENESIS.name(), ALARM.name()];
+pub const TABLES: [ColumnName; 5] = [
+    PROMISES.name(),
+    GENESIS.name(),
+    ALARM.name(),
+    COMPLETE.name(),
+    QUARANTINE.name(),
+];
 
 /// A genesis that this operator has signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +50,8 @@ pub struct Promises {
     pub genesis: Option<GenesisPromise>,
     /// The alarm.
     pub alarm: Option<String>,
+    /// The quarantine, if promises were lost.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// Reads what was promised before the restart.
@@ -53,7 +68,48 @@ pub fn load(store: &Store) -> Result<Promises, ReadError> {
         batches,
         genesis: store.get(&GENESIS, &())?,
         alarm: store.get(&ALARM, &())?,
+        quarantine: store.get(&QUARANTINE, &())?,
     })
+}
+
+/// Whether everything that was promised with this key is in this database.
+///
+/// # Errors
+/// A damaged database.
+pub fn are_complete(store: &Store, key: GroupKey) -> Result<bool, ReadError> {
+    Ok(store.get(&COMPLETE, &())? == Some(key))
+}
+
+/// Key generation has just given this key: nothing was promised with it yet.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_complete(store: &Store, key: GroupKey) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&COMPLETE, &(), &key);
+    store.commit(changes)
+}
+
+/// A share of this key has come from a backup or a repair: what was promised with it is lost. From now on this
+/// database has all promises, and the quarantine covers those before.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_lost(store: &Store, key: GroupKey) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&COMPLETE, &(), &key);
+    changes.put(&QUARANTINE, &(), &Quarantine::Syncing);
+    store.commit(changes)
+}
+
+/// Writes how long the quarantine lasts.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn save_quarantine(store: &Store, quarantine: &Quarantine) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.put(&QUARANTINE, &(), quarantine);
+    store.commit(changes)
 }
 
 /// Writes a batch's promise.
@@ -97,7 +153,8 @@ pub fn stop_on_failed_write(error: &CommitError) -> ! {
 
 #[cfg(test)]
 mod tests {
-    use bitcoin::{Amount, hashes::Hash as _};
+    use bitcoin::{Amount, XOnlyPublicKey, hashes::Hash as _};
+    use protocol::deposit::NUMS;
 
     use super::*;
     use crate::testing;
@@ -127,5 +184,33 @@ mod tests {
         assert_eq!(loaded.batches.get(&key), Some(&promise));
         assert_eq!(loaded.genesis, Some(genesis));
         assert_eq!(loaded.alarm.as_deref(), Some("somebody took the money"));
+    }
+
+    #[test]
+    fn a_share_without_its_promises_is_noticed_once_and_quarantined() {
+        let (_folder, store) = testing::store();
+        let key = testing::share(0).group().group_key();
+        assert!(!are_complete(&store, key).unwrap());
+        save_lost(&store, key).unwrap();
+        assert!(are_complete(&store, key).unwrap());
+        assert_eq!(load(&store).unwrap().quarantine, Some(Quarantine::Syncing));
+        let began = Quarantine::Since {
+            sequence: SequenceNumber(3),
+            treasury: OutPoint::null(),
+            height: 7,
+        };
+        save_quarantine(&store, &began).unwrap();
+        assert_eq!(load(&store).unwrap().quarantine, Some(began));
+    }
+
+    #[test]
+    fn a_share_of_another_key_finds_no_promises() {
+        let (_folder, store) = testing::store();
+        let key = testing::share(0).group().group_key();
+        save_complete(&store, key).unwrap();
+        assert!(are_complete(&store, key).unwrap());
+        assert_eq!(load(&store).unwrap().quarantine, None);
+        let other: XOnlyPublicKey = NUMS.parse().unwrap();
+        assert!(!are_complete(&store, other.into()).unwrap());
     }
 }

@@ -8,15 +8,18 @@
 //! back as [`Event`]s. What must be on disk before something leaves is written in the loop, so that
 //! writes happen in the order of the decisions.
 
+mod administer;
 mod answers;
+mod export;
 mod follow;
 mod key;
 mod sessions;
+mod show;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,7 +28,7 @@ use chain::{BitcoinRpc, FollowError, NodeStatus, RpcError, Step};
 use ledger::SequenceNumber;
 use node::{
     certificate, clock,
-    files::FileError,
+    files::{self, FileError},
     history::{self, HistoryError},
 };
 use proof::VerifyingKey;
@@ -46,14 +49,16 @@ use tokio::{
 };
 
 use crate::{
+    admin::{self, Asked, ListenError},
     books::Books,
     generate::{GenerateError, Generation},
     held,
     keys::{KeyFileError, KeyFiles},
+    passphrase::PassphraseError,
     peers::{self, Heard, Inbox, Peers},
     promises,
     settings::{Caps, Settings, SettingsError},
-    status::{self, Status, StatusError},
+    status::{self, Status, StatusError, Verdict},
     vault::{KeySafe, Reading},
     verify::Verified,
 };
@@ -69,23 +74,21 @@ const MAX_STEPS: usize = 4;
 /// Proposals kept because they are ahead of this operator's chain.
 const MAX_EARLY: usize = 8;
 
+/// The database's folder in the data folder.
+pub const DATABASE: &str = "db";
+
 /// Why an operator stops, or does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The settings.
     #[error("the settings can't be used")]
     Settings(#[from] SettingsError),
+    /// The passphrase of the key files.
+    #[error("the key files can't be opened")]
+    Passphrase(#[from] PassphraseError),
     /// Roster, parameters or identity.
     #[error("a file can't be used")]
     File(#[from] FileError),
-    /// The folder.
-    #[error("the data folder {path} can't be made")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// The verifying key.
     #[error("the verifying key {path} can't be used: {reason}")]
     VerifyingKey {
@@ -127,6 +130,9 @@ pub enum RunError {
     /// The status pages.
     #[error("the status pages can't be served")]
     Status(#[from] StatusError),
+    /// The admin socket.
+    #[error("the admin socket can't be opened")]
+    Admin(#[from] ListenError),
     /// A part of this process has ended; a fault of our own.
     #[error("{0} has ended unexpectedly")]
     Ended(&'static str),
@@ -192,7 +198,17 @@ struct Node {
     asking_dkg: BTreeSet<PeerKey>,
     asking_missing: bool,
     ticks: u32,
+    verdicts: VecDeque<Verdict>,
     status: watch::Sender<Status>,
+    /// Removed with the node.
+    _socket: admin::Socket,
+}
+
+/// What comes in from outside the loop, each in a queue of its own.
+struct Incoming {
+    inbox: Inbox,
+    events: mpsc::Receiver<Event>,
+    asked: mpsc::Receiver<Asked>,
 }
 
 /// Runs an operator until `shutdown` is ready.
@@ -200,13 +216,13 @@ struct Node {
 /// # Errors
 /// [`RunError`] says what keeps it from starting or going on.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let (mut node, mut inbox, mut events) = start(settings).await?;
+    let (mut node, mut incoming) = start(settings).await?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
-            heard = inbox.next() => match heard {
+            heard = incoming.inbox.next() => match heard {
                 Some(heard) => node.hear(heard)?,
                 None => return Err(RunError::Ended("the network")),
             },
@@ -214,7 +230,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
                 Some(step) => node.follow(step?)?,
                 None => return Err(RunError::Ended("the chain follower")),
             },
-            Some(event) = events.recv() => node.on_event(event)?,
+            Some(event) = incoming.events.recv() => node.on_event(event)?,
+            Some(asked) = incoming.asked.recv() => node.on_admin(asked),
             _ = tick.tick() => node.tick()?,
             () = &mut shutdown => break,
         }
@@ -239,11 +256,28 @@ fn columns() -> Vec<ColumnName> {
     [history::TABLES.as_slice(), &promises::TABLES, &held::TABLES].concat()
 }
 
-async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>), RunError> {
-    let roster = Arc::new(node::files::load_roster(&settings.roster)?);
-    let parameters = Arc::new(node::files::load_parameters(&settings.parameters)?);
+/// Opens the database in an operator's data folder; makes it if it is not there. One process at a time has it open.
+///
+/// # Errors
+/// [`OpenError`]; of another roster's or another set of parameters' database, for example.
+pub fn open_store(
+    data_dir: &Path,
+    roster: &Roster,
+    parameters: &Parameters,
+) -> Result<Store, OpenError> {
+    let schema = Schema {
+        kind: "operator",
+        network: &peers::network_name(roster, parameters),
+        columns: &columns(),
+    };
+    Store::open(data_dir.join(DATABASE), &schema)
+}
+
+async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
+    let roster = Arc::new(files::load_roster(&settings.roster)?);
+    let parameters = Arc::new(files::load_parameters(&settings.parameters)?);
     settings.check_network(parameters.network)?;
-    let identity = Arc::new(node::files::load_identity(&settings.identity)?);
+    let identity = Arc::new(files::load_identity(&settings.identity)?);
     if !roster.is_operator(&identity.public()) {
         return Err(GenerateError::NotAnOperator(identity.public()).into());
     }
@@ -256,19 +290,11 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
         checked => checked?,
     }
     let data = &settings.data_dir;
-    std::fs::create_dir_all(data).map_err(|source| RunError::Folder {
-        path: data.clone(),
-        source,
-    })?;
-    let columns = columns();
-    let network_name = peers::network_name(&roster, &parameters);
-    let schema = Schema {
-        kind: "operator",
-        network: &network_name,
-        columns: &columns,
-    };
-    let store = Store::open(data.join("db"), &schema)?;
-    let passphrase = settings.passphrase()?;
+    files::create_private_folder(data)?;
+    let store = open_store(data, &roster, &parameters)?;
+    let status = watch::Sender::new(Status::starting());
+    let (socket, asked) = admin::listen(data, status.subscribe())?;
+    let passphrase = settings.passphrase().get()?;
     let keys = Arc::new(KeyFiles::new(
         data.clone(),
         passphrase,
@@ -288,11 +314,11 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     state.promises = promised.batches;
     state.genesis = promised.genesis.map(|genesis| genesis.outpoint);
     state.alarm = promised.alarm;
+    state.quarantine = promised.quarantine;
 
     let (events, results) = mpsc::channel(MAX_EVENTS);
     let (peers, inbox) =
         peers::start(&settings.listen, roster.clone(), &parameters, &identity).await?;
-    let status = watch::Sender::new(Status::default());
     if let Some(address) = settings.status_listen {
         status::serve(address, status.subscribe()).await?;
     }
@@ -322,9 +348,12 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
         asking_dkg: BTreeSet::new(),
         asking_missing: false,
         ticks: 0,
+        verdicts: VecDeque::new(),
         status,
+        _socket: socket,
     };
     if let Some(share) = share {
+        node.check_promises(share.group().group_key())?;
         node.use_share(share)?;
     }
     if let Some(certificate) = certificate {
@@ -332,10 +361,15 @@ async fn start(settings: Settings) -> Result<(Node, Inbox, mpsc::Receiver<Event>
     }
     node.show();
     tracing::info!(identity = %node.identity.public(), network = %node.parameters.network, "operator started");
-    Ok((node, inbox, results))
+    let incoming = Incoming {
+        inbox,
+        events: results,
+        asked,
+    };
+    Ok((node, incoming))
 }
 
-fn load_verifying_key(path: &std::path::Path) -> Result<VerifyingKey, RunError> {
+fn load_verifying_key(path: &Path) -> Result<VerifyingKey, RunError> {
     VerifyingKey::load(path).map_err(|error| RunError::VerifyingKey {
         path: path.to_owned(),
         reason: error.to_string(),
@@ -381,6 +415,9 @@ impl Node {
         if self.ticks.is_multiple_of(SLOW_TICKS) {
             self.ask_certificate();
             self.ask_missing()?;
+            if self.is_caught_up() {
+                self.step(signer::Input::CaughtUp);
+            }
             self.show();
         }
         Ok(())
@@ -413,94 +450,6 @@ impl Node {
                 let _ = events.send(event).await;
             }
         });
-    }
-
-    /// Renews what the status pages show.
-    fn show(&self) {
-        let node = self.node_status.borrow().clone();
-        let progress = self.generation.progress().filter(|_| self.safe.is_none());
-        let head = self.state.head;
-        let is_current = self
-            .open
-            .as_ref()
-            .is_some_and(|open| lock(&open.books).history.is_current());
-        let behind = self.state.height < node.blocks;
-        let (stage, not_ready) = if self.safe.is_none() {
-            (
-                "key generation",
-                Some("key generation is not finished".to_owned()),
-            )
-        } else if self.open.is_none() {
-            (
-                "genesis",
-                Some("there is no genesis certificate yet".to_owned()),
-            )
-        } else if !node.reachable {
-            (
-                "syncing",
-                Some("the own Bitcoin node does not answer".to_owned()),
-            )
-        } else if behind || !is_current {
-            ("syncing", Some("the history has not caught up".to_owned()))
-        } else {
-            ("open", None)
-        };
-        let alarm = self.state.alarm.clone();
-        let shown = Status {
-            identity: self.identity.public().to_string(),
-            stage,
-            not_ready: alarm
-                .as_ref()
-                .map(|alarm| format!("signing has stopped: {alarm}"))
-                .or(not_ready),
-            alarm,
-            key_generation: progress.map(|progress| self.show_progress(&progress)),
-            group_key: self.key.as_ref().map(|key| key.group_key().to_string()),
-            vault_address: self
-                .key
-                .as_ref()
-                .and_then(|key| key.address())
-                .map(|address| address.to_string()),
-            vault: self.open.as_ref().map(|open| open.vault.id().to_string()),
-            sequence: head.map(|head| head.commitment.sequence.0),
-            treasury_sat: head.map(|head| head.value.to_sat()),
-            supply_sat: head.map(|head| head.commitment.supply.to_sat()),
-            height: self.state.height,
-            bitcoind_reachable: node.reachable,
-            connected: self.names(&self.peers.connected()),
-            sessions: self.state.sessions(),
-        };
-        metrics::gauge!("operator_ready").set(if shown.not_ready.is_none() { 1.0 } else { 0.0 });
-        metrics::gauge!("operator_alarm").set(if shown.alarm.is_some() { 1.0 } else { 0.0 });
-        metrics::gauge!("operator_height").set(f64::from(shown.height));
-        metrics::gauge!("operator_peers").set(f64::from(
-            u32::try_from(shown.connected.len()).unwrap_or(u32::MAX),
-        ));
-        self.status.send_if_modified(|status| {
-            let changed = *status != shown;
-            *status = shown;
-            changed
-        });
-    }
-
-    fn show_progress(&self, progress: &dkg::Progress) -> status::KeyGeneration {
-        let missing = progress
-            .missing
-            .iter()
-            .filter_map(|signer| self.roster.operator(*signer));
-        status::KeyGeneration {
-            stage: format!("{:?}", progress.stage).to_lowercase(),
-            missing: missing.map(|member| member.name.clone()).collect(),
-            failure: progress.failure.as_ref().map(ToString::to_string),
-        }
-    }
-
-    fn names(&self, keys: &BTreeSet<PeerKey>) -> Vec<String> {
-        let members = self
-            .roster
-            .members()
-            .filter(|member| keys.contains(&member.key));
-        members.map(|member| member.name.clone()).collect()
     }
 
     /// The latest sequence number held canonical; `None` before the genesis.

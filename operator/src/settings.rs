@@ -12,14 +12,11 @@ use bitcoin::{Amount, Network};
 use chain::RpcSettings;
 use node::files::{self, FileError};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+
+use crate::passphrase::{self, Source};
 
 /// Name of the settings file in the operator's folder.
 pub const FILE_NAME: &str = "operator.toml";
-/// The environment variable with the passphrase of the key files.
-pub const PASSPHRASE_VARIABLE: &str = "DRAWBRIDGE_PASSPHRASE";
-/// Shortest passphrase that is taken, in bytes.
-const MIN_PASSPHRASE: usize = 8;
 /// Longest fee window in blocks: two weeks.
 const MAX_WINDOW_BLOCKS: u32 = 2_016;
 
@@ -153,22 +150,6 @@ pub enum SettingsError {
     /// The login is incomplete or in the wrong place.
     #[error("the section [bitcoind] can't be used")]
     Bitcoind(#[from] chain::SettingsError),
-    /// No way to get a passphrase.
-    #[error(
-        "no passphrase: set 'passphrase_file' in the settings or the variable {PASSPHRASE_VARIABLE}, or start at a terminal"
-    )]
-    NoPassphrase,
-    /// Too easy to guess.
-    #[error("the passphrase is shorter than {MIN_PASSPHRASE} bytes")]
-    ShortPassphrase,
-    /// The passphrase file can't be read.
-    #[error("{path}")]
-    PassphraseFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
 }
 
 impl Settings {
@@ -231,34 +212,14 @@ impl Settings {
         Ok(())
     }
 
-    /// The passphrase of the key files: from the file, else from the environment, else asked for.
-    ///
-    /// # Errors
-    /// [`SettingsError`] that says where to put it.
-    pub fn passphrase(&self) -> Result<Zeroizing<String>, SettingsError> {
-        let text = match &self.passphrase_file {
-            Some(path) => {
-                files::check_private(path)?;
-                Zeroizing::new(std::fs::read_to_string(path).map_err(|source| {
-                    SettingsError::PassphraseFile {
-                        path: path.clone(),
-                        source,
-                    }
-                })?)
-            }
-            None => match std::env::var(PASSPHRASE_VARIABLE) {
-                Ok(text) => Zeroizing::new(text),
-                Err(_) => Zeroizing::new(
-                    rpassword::prompt_password("Passphrase of the key share: ")
-                        .map_err(|_| SettingsError::NoPassphrase)?,
-                ),
-            },
-        };
-        let passphrase = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
-        if passphrase.len() < MIN_PASSPHRASE {
-            return Err(SettingsError::ShortPassphrase);
+    /// Where the passphrase of the key files comes from: the file, else the environment, else the terminal.
+    pub fn passphrase(&self) -> Source<'_> {
+        Source {
+            what: "the key share",
+            file: self.passphrase_file.as_deref(),
+            option: "'passphrase_file' in the settings",
+            variable: passphrase::NODE_VARIABLE,
         }
-        Ok(passphrase)
     }
 }
 
@@ -341,36 +302,6 @@ mod tests {
         assert!(matches!(
             settings.check_network(Network::Bitcoin),
             Err(SettingsError::Sealing(_))
-        ));
-    }
-
-    #[test]
-    fn a_passphrase_file_must_be_private_and_long_enough() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("passphrase");
-        let text = template().replace(
-            "# passphrase_file = \"passphrase\"",
-            "passphrase_file = \"passphrase\"",
-        );
-        let path = dir.path().join(FILE_NAME);
-        std::fs::write(&path, text).unwrap();
-        let settings = Settings::load(&path).unwrap();
-        std::fs::write(&file, "correct horse battery\n").unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(
-            settings.passphrase(),
-            Err(SettingsError::File(FileError::Permissions { .. }))
-        ));
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(
-            settings.passphrase().unwrap().as_str(),
-            "correct horse battery"
-        );
-        std::fs::write(&file, "short\n").unwrap();
-        assert!(matches!(
-            settings.passphrase(),
-            Err(SettingsError::ShortPassphrase)
         ));
     }
 }

@@ -1,11 +1,12 @@
 //! What this operator is doing, for people and monitors: `/healthz` (the process answers), `/readyz` (it can
 //! verify and sign), `/metrics` (Prometheus), `/v1/status` (JSON). Reads only; nothing secret is in it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use serde::Serialize;
+use node::clock;
+use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 
@@ -14,25 +15,42 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest request; none of the pages reads a body.
 const MAX_REQUEST_BYTES: usize = 1_024;
 
+/// Age in ms from which on a shown status says that the loop does not move: it renews the status every second.
+const STALE_MS: u64 = 30_000;
+/// Verdicts shown; the oldest gives way.
+pub const MAX_VERDICTS: usize = 32;
+
 /// What is shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// When this was shown, in Unix ms. Old when the loop does not move.
+    pub shown_ms: u64,
+    /// This operator's name in the roster.
+    pub name: String,
     /// This operator's public identity.
     pub identity: String,
-    /// `key generation`, `genesis`, `syncing` or `open`.
-    pub stage: &'static str,
+    /// `starting`, `key generation`, `genesis`, `syncing` or `open`.
+    pub stage: String,
     /// Why it is not ready to sign; `None` when it is.
     pub not_ready: Option<String>,
     /// Why it has stopped signing for good (S14).
     pub alarm: Option<String>,
+    /// Why a restored or repaired operator does not sign yet (S7).
+    pub quarantine: Option<Quarantine>,
     /// What key generation waits for, while it runs.
     pub key_generation: Option<KeyGeneration>,
     /// The group key, in hex.
     pub group_key: Option<String>,
+    /// Which generation of shares this operator signs with: 0 after key generation, one more with each refresh.
+    pub epoch: Option<u32>,
     /// Where the genesis is to be paid to, and where the treasury is.
     pub vault_address: Option<String>,
     /// The vault's id.
     pub vault: Option<String>,
+    /// The height from which on the own chain was followed: the `scan_from` of a restored operator.
+    pub followed_from: Option<u32>,
     /// The latest canonical batch.
     pub sequence: Option<u64>,
     /// Its treasury in sats.
@@ -41,16 +59,104 @@ pub struct Status {
     pub supply_sat: Option<u64>,
     /// Height up to which the own chain has been followed.
     pub height: u32,
+    /// Hash of the block at that height.
+    pub tip: Option<String>,
     /// Whether the own Bitcoin node answers.
     pub bitcoind_reachable: bool,
+    /// Height of the own Bitcoin node's best block.
+    pub bitcoind_height: u32,
     /// Names of the operators and coordinators that are connected.
     pub connected: Vec<String>,
+    /// Names of those in the roster that are not.
+    pub missing: Vec<String>,
     /// Sessions that are open.
     pub sessions: usize,
+    /// Sessions for which nonces are held.
+    pub nonces: usize,
+    /// The last verdicts on what was proposed, newest first; at most [`MAX_VERDICTS`].
+    pub verdicts: VecDeque<Verdict>,
+}
+
+/// How long an operator waits that has lost its promises.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Height from which on it signs again at the latest; `None` before it has caught up with the chain.
+    pub until_height: Option<u32>,
+    /// For people.
+    pub reason: String,
+}
+
+/// What this operator thought of a proposal or a sign request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// When, in Unix ms; the last time, if it was more than once.
+    pub at_ms: u64,
+    /// How often in a row: a refused proposal is often repeated.
+    pub times: u32,
+    /// Whose proposal.
+    pub coordinator: String,
+    /// Its session.
+    pub session: String,
+    /// What it was about: a batch or the genesis.
+    pub subject: String,
+    /// `verified`, `signed` or `refused`.
+    pub result: String,
+    /// The rule that it broke.
+    pub rule: Option<String>,
+    /// The operation that broke it, where one did.
+    pub operation: Option<String>,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+impl Status {
+    /// What is shown before the loop runs.
+    pub fn starting() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            shown_ms: clock::now_ms(),
+            stage: "starting".to_owned(),
+            not_ready: Some("the operator is starting".to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Why this operator can't sign now; `None` if it can. A status that is not renewed is a reason too.
+    pub fn why_not_ready(&self, now_ms: u64) -> Option<String> {
+        let age_ms = now_ms.saturating_sub(self.shown_ms);
+        if age_ms > STALE_MS {
+            return Some(format!("the loop has not moved for {} s", age_ms / 1_000));
+        }
+        self.not_ready.clone()
+    }
+}
+
+impl Verdict {
+    fn is_again(&self, earlier: &Self) -> bool {
+        (&self.session, &self.result, &self.rule, &self.reason)
+            == (
+                &earlier.session,
+                &earlier.result,
+                &earlier.rule,
+                &earlier.reason,
+            )
+    }
+}
+
+/// Puts a verdict in front; one that only repeats the newest is counted there.
+pub fn note(verdicts: &mut VecDeque<Verdict>, mut verdict: Verdict) {
+    if let Some(newest) = verdicts.front()
+        && verdict.is_again(newest)
+    {
+        verdict.times = newest.times.saturating_add(verdict.times);
+        verdicts.pop_front();
+    }
+    verdicts.push_front(verdict);
+    verdicts.truncate(MAX_VERDICTS);
 }
 
 /// Where key generation stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyGeneration {
     /// Which messages are waited for.
     pub stage: String,
@@ -126,8 +232,51 @@ fn router(pages: Pages) -> Router {
 }
 
 async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
-    match &pages.status.borrow().not_ready {
+    match pages.status.borrow().why_not_ready(clock::now_ms()) {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(session: &str, at_ms: u64) -> Verdict {
+        Verdict {
+            at_ms,
+            times: 1,
+            session: session.to_owned(),
+            ..Verdict::default()
+        }
+    }
+
+    #[test]
+    fn a_repeated_verdict_is_counted_and_the_oldest_give_way() {
+        let mut verdicts = VecDeque::new();
+        for at_ms in 1..=5 {
+            note(&mut verdicts, verdict("a", at_ms));
+        }
+        assert_eq!(verdicts.len(), 1);
+        assert_eq!((verdicts[0].at_ms, verdicts[0].times), (5, 5));
+        for number in 0..2 * MAX_VERDICTS {
+            note(&mut verdicts, verdict(&number.to_string(), 6));
+        }
+        assert_eq!(verdicts.len(), MAX_VERDICTS);
+        assert_eq!(
+            verdicts[0].session,
+            (2 * MAX_VERDICTS - 1).to_string(),
+            "newest first"
+        );
+    }
+
+    #[test]
+    fn a_loop_that_has_not_moved_is_not_ready() {
+        let mut status = Status::starting();
+        assert!(status.why_not_ready(status.shown_ms).is_some());
+        status.not_ready = None;
+        assert_eq!(status.why_not_ready(status.shown_ms + STALE_MS), None);
+        let reason = status.why_not_ready(status.shown_ms + STALE_MS + 1);
+        assert!(reason.is_some_and(|reason| reason.contains("30 s")));
     }
 }

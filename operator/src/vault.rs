@@ -103,6 +103,11 @@ impl KeySafe {
         self.share.group()
     }
 
+    /// Sessions for which nonces are held.
+    pub fn nonces(&self) -> usize {
+        self.nonces.len()
+    }
+
     /// Looks at the clocks: old nonces die one by one, all of them if this run was interrupted.
     /// Says whether it was. Called on every use, and now and then in between.
     pub fn watch(&mut self, now: Reading) -> bool {

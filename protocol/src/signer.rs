@@ -46,6 +46,24 @@ pub struct Promise {
     pub height: u32,
 }
 
+/// What an operator waits for that holds a share without the promises that were made with it, because it was
+/// restored from a backup or repaired (S7). It may have signed a batch that it knows nothing of, so it signs none that
+/// could compete with that one. Its genesis promise is lost too; there the other n - 1 stand for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quarantine {
+    /// The chain has not been followed to its tip since: what may have been promised is not known yet.
+    Syncing,
+    /// A promise may exist for the batch after this one, made at this height at the latest.
+    Since {
+        /// Sequence number of the latest batch at the tip.
+        sequence: SequenceNumber,
+        /// Its treasury.
+        treasury: OutPoint,
+        /// The tip's height.
+        height: u32,
+    },
+}
+
 /// Where a session is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -94,6 +112,9 @@ pub struct State {
     pub genesis: Option<OutPoint>,
     /// Why it stopped signing altogether (S14).
     pub alarm: Option<String>,
+    /// Set for an operator that has lost its promises. It stays when it is over: a reorganisation can bring the
+    /// treasury back.
+    pub quarantine: Option<Quarantine>,
     sessions: BTreeMap<SessionId, Session>,
 }
 
@@ -107,6 +128,8 @@ pub enum Input {
         /// The chain's height.
         height: u32,
     },
+    /// The chain given so far is the own node's whole best chain, and that node has caught up with the network.
+    CaughtUp,
     /// The treasury went somewhere unknown.
     Alarm(String),
     /// A coordinator proposes.
@@ -155,6 +178,8 @@ pub enum Effect {
     Accept(SessionId, PeerKey),
     /// Tell the coordinator why not.
     Refuse(SessionId, PeerKey, Refusal),
+    /// Write how long the quarantine lasts. Lost, it begins anew, which only makes it longer.
+    Quarantined(Quarantine),
     /// Write the promise durably (a failure is fatal, S11), then sign this attempt and answer.
     PromiseAndSign {
         /// The session.
@@ -196,6 +221,7 @@ impl State {
                 self.chain(head, height);
                 Ok(Vec::new())
             }
+            Input::CaughtUp => Ok(self.caught_up()),
             Input::Alarm(reason) => {
                 self.sessions.clear();
                 self.alarm = Some(reason);
@@ -237,6 +263,58 @@ impl State {
                     && head.is_some_and(|head| head.outpoint == candidate.parent)
             }
         });
+    }
+
+    /// From here on the quarantine can be measured.
+    fn caught_up(&mut self) -> Vec<Effect> {
+        let (Some(Quarantine::Syncing), Some(head)) = (self.quarantine, self.head) else {
+            return Vec::new();
+        };
+        let began = Quarantine::Since {
+            sequence: head.commitment.sequence,
+            treasury: head.outpoint,
+            height: self.height,
+        };
+        self.quarantine = Some(began);
+        vec![Effect::Quarantined(began)]
+    }
+
+    /// The quarantine, while it keeps the next batch from being signed.
+    pub fn quarantined(&self) -> Option<Quarantine> {
+        self.quarantine.filter(|quarantine| match quarantine {
+            Quarantine::Syncing => true,
+            Quarantine::Since {
+                sequence, height, ..
+            } => {
+                let spent = self
+                    .head
+                    .is_some_and(|head| head.commitment.sequence > *sequence);
+                !spent && self.height < height.saturating_add(self.replacement_delay)
+            }
+        })
+    }
+
+    fn check_quarantine(&self) -> Result<(), Refusal> {
+        let why = "this operator was restored or repaired, and may have signed a batch that it does not know";
+        match self.quarantined() {
+            None => Ok(()),
+            Some(Quarantine::Syncing) => Err(Refusal::new(
+                Rule::S7,
+                format!("{why}; it signs nothing before it has followed the chain to its tip"),
+            )),
+            Some(Quarantine::Since {
+                treasury, height, ..
+            }) => {
+                let end = height.saturating_add(self.replacement_delay);
+                Err(Refusal::new(
+                    Rule::S7,
+                    format!(
+                        "{why}; it spends {treasury} from height {end} on, in {} blocks, or goes on when another has",
+                        end.saturating_sub(self.height)
+                    ),
+                ))
+            }
+        }
     }
 
     fn next_sequence(&self) -> Option<SequenceNumber> {
@@ -326,7 +404,7 @@ impl State {
                         ),
                     ));
                 }
-                Ok(())
+                self.check_quarantine()
             }
         }
     }

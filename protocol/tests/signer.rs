@@ -9,7 +9,7 @@ use protocol::{
     batch::{BodyHash, Candidate},
     identity::PeerKey,
     message::{Rule, Subject},
-    signer::{Effect, Input, RECEIPT_WAIT_MS, State, judge},
+    signer::{Effect, Input, Quarantine, RECEIPT_WAIT_MS, State, judge},
     transaction::{Commitment, Treasury},
 };
 
@@ -311,4 +311,116 @@ fn a_promise_outlives_a_reorganisation() {
     let other = Subject::Batch(candidate(2, 99));
     accepted(&mut state, &other);
     assert_eq!(state.step(0, ask(&other)).unwrap_err().rule, Rule::S7);
+}
+
+fn chain(head: Treasury, height: u32) -> Input {
+    Input::Chain {
+        head: Some(head),
+        height,
+    }
+}
+
+/// The treasury after `head`.
+fn next_head() -> Treasury {
+    Treasury {
+        outpoint: outpoint(5),
+        commitment: Commitment {
+            sequence: SequenceNumber(5),
+            ..head().commitment
+        },
+        ..head()
+    }
+}
+
+fn propose(state: &mut State, candidate: Candidate) -> Result<Vec<Effect>, Rule> {
+    let proposed = Input::Proposed {
+        from: COORDINATOR,
+        subject: Subject::Batch(candidate),
+    };
+    state.step(0, proposed).map_err(|refusal| refusal.rule)
+}
+
+#[test]
+fn an_operator_without_its_promises_signs_nothing_before_it_has_caught_up() {
+    let mut state = state();
+    state.quarantine = Some(Quarantine::Syncing);
+    // However many batches and blocks go by: this is history being followed, not time passing.
+    state.step(0, chain(next_head(), 5_000)).unwrap();
+    let sixth = Candidate {
+        sequence: SequenceNumber(6),
+        parent: outpoint(5),
+        ..candidate(1, 10)
+    };
+    assert_eq!(propose(&mut state, sixth), Err(Rule::S7));
+    assert_eq!(state.sessions(), 0);
+}
+
+#[test]
+fn a_quarantine_lasts_for_the_replacement_delay() {
+    let mut state = state();
+    state.quarantine = Some(Quarantine::Syncing);
+    let began = Quarantine::Since {
+        sequence: SequenceNumber(4),
+        treasury: outpoint(4),
+        height: 100,
+    };
+    let caught_up = state.step(0, Input::CaughtUp).unwrap();
+    assert_eq!(caught_up, [Effect::Quarantined(began)]);
+    state.step(0, chain(head(), 111)).unwrap();
+    // Only the first time counts.
+    assert!(state.step(0, Input::CaughtUp).unwrap().is_empty());
+    let refusal = state
+        .step(
+            0,
+            Input::Proposed {
+                from: COORDINATOR,
+                subject: Subject::Batch(candidate(1, 10)),
+            },
+        )
+        .unwrap_err();
+    assert_eq!(refusal.rule, Rule::S7);
+    assert!(refusal.reason.contains("height 112"), "{refusal}");
+    assert!(refusal.reason.contains("in 1 blocks"), "{refusal}");
+    state.step(0, chain(head(), 112)).unwrap();
+    assert_eq!(state.quarantined(), None);
+    assert!(propose(&mut state, candidate(1, 10)).is_ok());
+}
+
+#[test]
+fn a_quarantine_ends_with_its_treasury_and_returns_with_it() {
+    let mut state = state();
+    state.quarantine = Some(Quarantine::Syncing);
+    state.step(0, Input::CaughtUp).unwrap();
+    state.step(0, chain(next_head(), 101)).unwrap();
+    assert_eq!(state.quarantined(), None);
+    let sixth = Candidate {
+        sequence: SequenceNumber(6),
+        parent: outpoint(5),
+        ..candidate(1, 10)
+    };
+    assert!(propose(&mut state, sixth).is_ok());
+    // A reorganisation brings the treasury back for which the lost promise was made.
+    state.step(0, chain(head(), 101)).unwrap();
+    assert_eq!(propose(&mut state, candidate(1, 10)), Err(Rule::S7));
+}
+
+#[test]
+fn a_quarantine_is_asked_again_at_the_sign_request() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    accepted(&mut state, &subject);
+    state.quarantine = Some(Quarantine::Syncing);
+    let ask = Input::SignRequested {
+        from: COORDINATOR,
+        session: subject.session(&COORDINATOR),
+        attempt: 1,
+    };
+    assert_eq!(state.step(0, ask).unwrap_err().rule, Rule::S7);
+}
+
+#[test]
+fn an_operator_that_knows_its_promises_is_never_quarantined() {
+    let mut state = state();
+    assert!(state.step(0, Input::CaughtUp).unwrap().is_empty());
+    assert_eq!(state.quarantine, None);
 }

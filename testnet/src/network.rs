@@ -28,7 +28,10 @@ use crate::bitcoind::Bitcoind;
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
 /// How long a process may take to end by itself before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PASSPHRASE: &str = "local network only";
+/// Passphrase of the operators' key files.
+pub const PASSPHRASE: &str = "local network only";
+/// Passphrase of their backups.
+pub const BACKUP_PASSPHRASE: &str = "local backups only";
 
 /// How large the network is.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +98,42 @@ impl Node {
             let _ = child.kill().await;
         }
         ended
+    }
+
+    /// Runs another command of the node's program, such as `status`, and gives the JSON that it prints.
+    ///
+    /// # Errors
+    /// What the command says, or that it takes too long.
+    pub async fn ask(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let running = Command::new(&self.binary)
+            .args(arguments)
+            .arg("--json")
+            .env("DRAWBRIDGE_OPERATOR_SETTINGS", &self.settings)
+            .env("DRAWBRIDGE_PASSPHRASE", PASSPHRASE)
+            .env("DRAWBRIDGE_BACKUP_PASSPHRASE", BACKUP_PASSPHRASE)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(PATIENCE, running)
+            .await
+            .with_context(|| format!("{arguments:?} takes too long"))??;
+        ensure!(
+            output.status.success(),
+            "{} {arguments:?}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("the command printed no JSON")
+    }
+
+    /// The node's settings file.
+    pub fn settings(&self) -> &Path {
+        &self.settings
+    }
+
+    /// From now on the node runs with another settings file.
+    pub fn use_settings(&mut self, settings: PathBuf) {
+        self.settings = settings;
     }
 
     /// Is the process there?
@@ -289,7 +328,7 @@ impl LocalNetwork {
 
 fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
     let folder = dir.join(name);
-    fs::create_dir_all(folder.join("data"))?;
+    files::create_private_folder(&folder.join("data"))?;
     let identity = files::create_identity(&folder.join("data/identity"))?;
     Ok(Member {
         name: name.to_owned(),

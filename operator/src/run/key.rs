@@ -10,10 +10,10 @@ use node::{certificate, history::History};
 use protocol::{
     identity::{PeerKey, Signed},
     message::{Answer, Ask},
-    signer,
+    signer::{self, Quarantine},
     vault::{GenesisCertificate, Vault, VaultKey},
 };
-use threshold::{KeyShare, dkg};
+use threshold::{GroupKey, KeyShare, dkg};
 use tokio::sync::mpsc;
 
 use super::{Event, MAX_STEPS, Node, Open, RunError, blocking, fatal, lock};
@@ -66,11 +66,48 @@ impl Node {
             return Ok(());
         };
         if let Some(share) = blocking(|| self.generation.take(peer, &messages))? {
-            tracing::info!(group_key = %share.group().group_key(), "key generation finished; the share is on disk");
+            let key = share.group().group_key();
+            tracing::info!(group_key = %key, "key generation finished; the share is on disk");
+            blocking(|| {
+                if let Err(error) = promises::save_complete(&self.store, key) {
+                    promises::stop_on_failed_write(&error);
+                }
+            });
             self.use_share(share)?;
             self.show();
         }
         Ok(())
+    }
+
+    /// A share that finds no promises of its key in the database has come from a backup.
+    pub(super) fn check_promises(&mut self, key: GroupKey) -> Result<(), RunError> {
+        if !promises::are_complete(&self.store, key)? {
+            self.lose_promises(key);
+        }
+        Ok(())
+    }
+
+    /// The share has come from elsewhere: what was promised with it is not known here, and the quarantine begins (S7).
+    pub(super) fn lose_promises(&mut self, key: GroupKey) {
+        tracing::warn!(
+            "this operator was restored or repaired: it signs no batch before its quarantine is over (S7)"
+        );
+        blocking(|| {
+            if let Err(error) = promises::save_lost(&self.store, key) {
+                promises::stop_on_failed_write(&error);
+            }
+        });
+        self.state.quarantine = Some(Quarantine::Syncing);
+    }
+
+    /// Whether the own chain is followed to the tip of an own node that is itself at the network's.
+    pub(super) fn is_caught_up(&self) -> bool {
+        let node = self.node_status.borrow();
+        self.open.is_some()
+            && node.reachable
+            && !node.initial_block_download
+            && node.blocks >= node.headers
+            && self.state.height >= node.blocks
     }
 
     /// The share is on disk: from now on this operator knows its vault's script.

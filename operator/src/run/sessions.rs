@@ -16,13 +16,13 @@ use protocol::{
     batch::Candidate,
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule, SessionId, Subject},
-    signer::{self, Effect, Signable},
+    signer::{self, Effect, Quarantine, Signable},
     vault::Genesis,
 };
 use threshold::{SignerId, sign::Commitments};
 use tokio::{sync::OwnedSemaphorePermit, task};
 
-use super::{Event, MAX_EARLY, Node, Open, Work, blocking, lock, ms_since};
+use super::{Event, MAX_EARLY, Node, Open, Work, blocking, lock, ms_since, show::describe};
 use crate::{
     body, held,
     peers::{Peers, Reply},
@@ -63,7 +63,10 @@ impl Node {
                     self.early.push_back(proposal);
                 }
             }
-            Err(refusal) => self.refuse(id, from, refusal),
+            Err(refusal) => {
+                self.note_verdict(id, &from, &subject, Err(&refusal));
+                self.refuse(id, from, refusal);
+            }
         }
         self.forget_closed();
     }
@@ -89,6 +92,7 @@ impl Node {
                 }
                 Effect::Accept(id, coordinator) => self.accept(id, coordinator),
                 Effect::Refuse(id, coordinator, refusal) => self.refuse(id, coordinator, refusal),
+                Effect::Quarantined(quarantine) => self.write_quarantine(&quarantine),
                 // Comes of a sign request only, which carries it out itself.
                 Effect::PromiseAndSign { session, .. } => {
                     tracing::error!(%session, "a share that nobody asked for")
@@ -100,13 +104,11 @@ impl Node {
     fn verify(&mut self, id: SessionId, from: PeerKey, subject: Subject) {
         let begin = Instant::now();
         self.since.insert(id, begin);
-        let what = match &subject {
-            Subject::Genesis(genesis) => format!("genesis {}", genesis.outpoint),
-            Subject::Batch(candidate) => format!("batch {}", candidate.sequence),
-        };
-        tracing::info!(stage = "verify", session = %id, %from, %what, "verifying");
+        let what = describe(&subject);
+        tracing::info!(stage = "verify", session = %id, %from, what, "verifying");
         let Ok(permit) = self.verifiers.clone().try_acquire_owned() else {
             let refusal = Refusal::new(Rule::S12, "too many proposals are being verified");
+            self.note_verdict(id, &from, &subject, Err(&refusal));
             return self.step(signer::Input::Refused(id, refusal));
         };
         match subject {
@@ -211,6 +213,7 @@ impl Node {
         let elapsed_ms = self.since.get(&id).map_or(0, |begin| ms_since(*begin));
         let elapsed = Duration::from_millis(elapsed_ms).as_secs_f64();
         metrics::histogram!("operator_verify_seconds").record(elapsed);
+        self.note_session(id, verdict.as_ref().map(|_| "verified"));
         match verdict {
             Ok(work) => {
                 tracing::info!(stage = "verify", session = %id, elapsed_ms, "verified");
@@ -330,8 +333,12 @@ impl Node {
     ) {
         match self.promise(from, id, attempt, &commitments) {
             Ok(Ready::Answered(answer)) => reply.send(*answer),
-            Ok(Ready::Promised) => self.give_share(id, attempt, commitments, reply),
+            Ok(Ready::Promised) => {
+                self.note_session(id, Ok("signed"));
+                self.give_share(id, attempt, commitments, reply);
+            }
             Err(refusal) => {
+                self.note_session(id, Err(&refusal));
                 tracing::warn!(session = %id, attempt, %refusal, "sign request refused");
                 reply.send(Answer::Refused(refusal));
             }
@@ -394,6 +401,14 @@ impl Node {
             // The machine promises what the session is about.
             (Signable::Genesis(_), Verified::Batch(_)) => Ok(()),
         });
+        if let Err(error) = written {
+            promises::stop_on_failed_write(&error);
+        }
+    }
+
+    fn write_quarantine(&self, quarantine: &Quarantine) {
+        tracing::info!(?quarantine, "the quarantine has begun (S7)");
+        let written = blocking(|| promises::save_quarantine(&self.store, quarantine));
         if let Err(error) = written {
             promises::stop_on_failed_write(&error);
         }

@@ -1,0 +1,171 @@
+//! The `drawbridge-operator` command: arguments in, one reply or one error line out. Each command has its file; those
+//! that concern a running operator ask it through its admin socket.
+
+mod export;
+mod init;
+mod status;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use node::harden::harden;
+use operator::{
+    admin::{self, Request},
+    run,
+    settings::{self, Settings},
+};
+use serde_json::{Value, json};
+use tracing_subscriber::EnvFilter;
+
+/// One operator of a Drawbridge vault.
+///
+/// Start with `init`, put the printed entry into the vault's roster, fill in the settings file, and `run`. The other
+/// commands ask the running operator through the socket in its data folder, so they need the same user, or root.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Print JSON: the reply on stdout, an error on stderr.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which operator.
+#[derive(Args)]
+struct Own {
+    /// The settings file.
+    #[arg(long, short, default_value = settings::FILE_NAME, env = "DRAWBRIDGE_OPERATOR_SETTINGS")]
+    settings: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a folder with a new identity and a settings file that explains itself.
+    Init {
+        /// The folder; it is made if it is not there. Nothing in it is overwritten.
+        folder: PathBuf,
+    },
+    /// Print this operator's public identity, as the roster needs it.
+    Show(Own),
+    /// Take part: generate the key, verify and sign, until SIGINT or SIGTERM.
+    ///
+    /// The passphrase of the key files comes from the settings' passphrase_file, or from the variable
+    /// DRAWBRIDGE_PASSPHRASE, or is asked for. RUST_LOG chooses what is logged to stderr.
+    Run(Own),
+    /// What the running operator is doing: chain, peers, sequence number, last verdicts, sessions, nonces.
+    Status(Own),
+    /// Write the operator's own ledger (accounts, balances, nonces, supply) into a new JSON file, checked against the
+    /// digest on the chain.
+    ExportLedger {
+        /// The file. It must not be there yet.
+        file: PathBuf,
+        #[command(flatten)]
+        own: Own,
+    },
+}
+
+/// What a command says: for people, and for programs.
+struct Reply {
+    text: String,
+    json: Value,
+}
+
+impl Own {
+    fn load(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::load(&self.settings)?)
+    }
+
+    /// Asks the running operator.
+    fn ask(&self, request: &Request) -> anyhow::Result<Value> {
+        let socket = self.load()?.data_dir.join(admin::SOCKET);
+        Ok(admin::ask(&socket, request)?)
+    }
+}
+
+/// Parses, runs, prints. Exit code 0, 1 for an error, 2 for wrong usage (clap's).
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Before anything secret is read, by whichever command.
+    let done = harden()
+        .map_err(anyhow::Error::from)
+        .and_then(|()| execute(arguments.command));
+    match done {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(reply)) => {
+            let text = if arguments.json {
+                format!("{:#}", reply.json)
+            } else {
+                reply.text
+            };
+            let written = writeln!(io::stdout().lock(), "{}", text.trim_end());
+            // A reader that has gone away, such as `head`, is no error of ours.
+            written.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            let line = line_of(&error);
+            let text = if arguments.json {
+                json!({ "error": { "message": line } }).to_string()
+            } else {
+                format!("error: {line}")
+            };
+            // There is nowhere left to report to when stderr is closed.
+            let _ = writeln!(io::stderr().lock(), "{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<Option<Reply>> {
+    match command {
+        Command::Init { folder } => init::init(&folder).map(Some),
+        Command::Show(own) => init::show(&own.load()?).map(Some),
+        Command::Run(own) => start(own.load()?).map(|()| None),
+        Command::Status(own) => status::status(&own).map(Some),
+        Command::ExportLedger { file, own } => export::export_ledger(&own, &file).map(Some),
+    }
+}
+
+/// An error and its causes in one line; causes that an error has told already are left out.
+fn line_of(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let words = cause.to_string();
+        if line.is_empty() {
+            line = words;
+        } else if !line.contains(&words) {
+            line.push_str(": ");
+            line.push_str(&words);
+        }
+    }
+    line
+}
+
+fn start(settings: Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async { Ok(run::run(settings, shutdown()?).await?) })
+}
+
+/// Ready at SIGINT or SIGTERM.
+fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
