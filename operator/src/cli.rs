@@ -1,6 +1,7 @@
 //! The `drawbridge-operator` command: arguments in, one reply or one error line out. Each command has its file; those
 //! that concern a running operator ask it through its admin socket.
 
+mod backup;
 mod export;
 mod init;
 mod status;
@@ -20,6 +21,8 @@ use operator::{
 };
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
+
+use backup::BackupSecret;
 
 /// One operator of a Drawbridge vault.
 ///
@@ -59,6 +62,41 @@ enum Command {
     Run(Own),
     /// What the running operator is doing: chain, peers, sequence number, last verdicts, sessions, nonces.
     Status(Own),
+    /// Write this operator's key share and identity into one new file, encrypted under a passphrase of its own.
+    Backup {
+        /// The file. It must not be there yet.
+        file: PathBuf,
+        #[command(flatten)]
+        own: Own,
+        #[command(flatten)]
+        secret: BackupSecret,
+        /// Take the passphrase though it is the node's own.
+        #[arg(long)]
+        same_passphrase: bool,
+    },
+    /// Open a backup, check its share against its group, and say what it is. Changes nothing.
+    VerifyBackup {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        secret: BackupSecret,
+    },
+    /// Lay out an operator's folder from a backup, on another host or after the loss of this one.
+    ///
+    /// The operator must run in one place only. It signs no batch at first: what it signed before is not in a backup
+    /// (S7), so it waits until the treasury has moved on, or for the vault's replacement delay.
+    Restore {
+        /// The backup.
+        file: PathBuf,
+        /// The folder. It must not be there yet.
+        folder: PathBuf,
+        #[command(flatten)]
+        secret: BackupSecret,
+        /// A file with the passphrase that the restored share is to have, readable by its owner only. Without it the
+        /// passphrase comes from the variable DRAWBRIDGE_PASSPHRASE, or is asked for.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
     /// Write the operator's own ledger (accounts, balances, nonces, supply) into a new JSON file, checked against the
     /// digest on the chain.
     ExportLedger {
@@ -126,6 +164,19 @@ fn execute(command: Command) -> anyhow::Result<Option<Reply>> {
         Command::Show(own) => init::show(&own.load()?).map(Some),
         Command::Run(own) => start(own.load()?).map(|()| None),
         Command::Status(own) => status::status(&own).map(Some),
+        Command::Backup {
+            file,
+            own,
+            secret,
+            same_passphrase,
+        } => backup::backup(&own, &file, &secret, same_passphrase).map(Some),
+        Command::VerifyBackup { file, secret } => backup::verify(&file, &secret).map(Some),
+        Command::Restore {
+            file,
+            folder,
+            secret,
+            passphrase_file,
+        } => backup::restore(&file, &folder, &secret, passphrase_file.as_deref()).map(Some),
         Command::ExportLedger { file, own } => export::export_ledger(&own, &file).map(Some),
     }
 }

@@ -16,6 +16,7 @@
 )]
 
 pub mod admin;
+pub mod backup;
 pub mod body;
 pub mod books;
 pub mod export;
@@ -25,6 +26,7 @@ pub mod keys;
 pub mod passphrase;
 pub mod peers;
 pub mod promises;
+pub mod restore;
 pub mod run;
 pub mod settings;
 pub mod status;

@@ -238,6 +238,14 @@ pub fn template() -> String {
     format!("# Settings of one Drawbridge operator. Restart it after a change.\n\n{sections}")
 }
 
+/// [`template`] for an operator that is restored: it begins to follow the chain at the genesis, where that is known.
+pub fn restored_template(genesis_height: Option<u32>) -> String {
+    match genesis_height {
+        Some(height) => template().replace("# scan_from = 0", &format!("scan_from = {height}")),
+        None => template(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

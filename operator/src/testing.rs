@@ -27,6 +27,7 @@ use threshold::{
 };
 
 use crate::{
+    backup::{Backup, Facts},
     generate, held, promises,
     verify::{Verified, genesis},
 };
@@ -296,4 +297,31 @@ pub fn store() -> (tempfile::TempDir, Store) {
     };
     let store = Store::open(folder.path().join("db"), &schema).unwrap();
     (folder, store)
+}
+
+/// A backup of the first operator.
+pub fn backup() -> Backup {
+    let share = own_share(0);
+    let group = share.group();
+    let facts = Facts {
+        created_ms: 1,
+        version: "0.1.0".to_owned(),
+        name: "operator 0".to_owned(),
+        identity: identity(0).public(),
+        signer: share.signer(),
+        network: Network::Regtest,
+        group_key: group.group_key(),
+        epoch: group.epoch(),
+        threshold: group.threshold(),
+        signers: group.signers().len(),
+        roster_hash: roster().hash(),
+        parameters_hash: parameters().hash(),
+        vault: Some(vault().id()),
+        genesis_height: Some(GENESIS_HEIGHT),
+    };
+    Backup {
+        facts,
+        identity: identity(0),
+        share,
+    }
 }
