@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 mod kill;
+mod restore;
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub enum Scenario {
     KillCoordinator,
     /// The basic scenario, with an operator killed between accept and sign.
     KillOperator,
+    /// The basic scenario, with an operator lost between the batches and restored from its backup elsewhere.
+    Restore,
 }
 
 impl Scenario {
@@ -41,6 +44,7 @@ impl Scenario {
             Self::Basic => "basic",
             Self::KillCoordinator => "kill-coordinator",
             Self::KillOperator => "kill-operator",
+            Self::Restore => "restore",
         }
     }
 }
@@ -231,6 +235,7 @@ pub async fn play(
         .expected
         .saturating_sub(80_000 + fees.withdraw_fee_sat);
     story.done("alice pays bob 50,000 sat; bob withdraws 120,000 and carol 80,000 sat");
+    during_second_batch(network, scenario, story).await?;
     until_deposits(network, &second, RequestStatus::Final, story).await?;
     for sent in [&paid, &out_bob, &out_carol] {
         until_final(network, &sent.id.to_string(), story).await?;
@@ -244,6 +249,7 @@ pub async fn play(
     )
     .await?;
     story.done("accounts, payouts on the chain, and treasury >= supply hold");
+    afterwards(network, scenario, story).await?;
     report(network, scenario).await
 }
 
@@ -256,17 +262,42 @@ async fn during_first_batch(
     match scenario {
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
-        Scenario::Basic => Ok(()),
+        Scenario::Basic | Scenario::Restore => Ok(()),
     }
 }
 
 /// What a scenario does between the first batch and the second.
 async fn between_batches(
-    _network: &mut LocalNetwork,
+    network: &mut LocalNetwork,
     scenario: Scenario,
-    _story: &Story,
+    story: &Story,
 ) -> anyhow::Result<()> {
     match scenario {
+        Scenario::Restore => restore::restore(network, story).await,
+        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+    }
+}
+
+/// What a scenario does while the second batch is under way; no block is mined meanwhile.
+async fn during_second_batch(
+    network: &mut LocalNetwork,
+    scenario: Scenario,
+    story: &Story,
+) -> anyhow::Result<()> {
+    match scenario {
+        Scenario::Restore => restore::see_quarantine(network, story).await,
+        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+    }
+}
+
+/// What a scenario looks at once everything is final.
+async fn afterwards(
+    network: &mut LocalNetwork,
+    scenario: Scenario,
+    story: &Story,
+) -> anyhow::Result<()> {
+    match scenario {
+        Scenario::Restore => restore::see_signature(network, story).await,
         Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
     }
 }

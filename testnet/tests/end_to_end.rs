@@ -66,3 +66,8 @@ async fn a_coordinator_killed_between_two_stages_loses_nothing() {
 async fn an_operator_killed_between_accept_and_sign_loses_nothing() {
     play(Scenario::KillOperator, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_restored_from_its_backup_waits_out_its_quarantine_and_signs_again() {
+    play(Scenario::Restore, SMALL).await;
+}
