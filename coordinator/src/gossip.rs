@@ -8,6 +8,7 @@ use std::{
 };
 
 use bitcoin::secp256k1::schnorr;
+use node::cost::{Cost, Meter, Stopwatch};
 use p2p::Network;
 use protocol::{
     batch::BodyHash,
@@ -24,6 +25,13 @@ const MAX_INPUTS: usize = 1_024;
 /// How often an unfinished proposal is repeated. Operators that restarted, or whose nonces expired, accept
 /// again.
 const REPEAT: Duration = Duration::from_secs(5);
+
+/// From shares to signatures: everything that a session does with the answers to its sign requests.
+const AGGREGATE: Meter = Meter {
+    seconds: "drawbridge_aggregate_seconds",
+    cpu_seconds: "drawbridge_aggregate_cpu_seconds",
+    items: "drawbridge_aggregated_inputs",
+};
 
 /// What the network tells a session.
 #[derive(Clone, Debug)]
@@ -148,6 +156,7 @@ pub async fn run(
     let mut times = Clock::default();
     let mut repeat = tokio::time::interval(REPEAT);
     let mut round = 0_u32;
+    let mut aggregating = Cost::default();
     let outcome = loop {
         let next = tokio::select! {
             next = heard.recv() => next,
@@ -170,7 +179,12 @@ pub async fn run(
         };
         times.heard(&input);
         let before = Instant::now();
-        let effects = match session.step(input) {
+        let (watch, has_shares) = (Stopwatch::thread(), matches!(input, Input::Answered { .. }));
+        let stepped = session.step(input);
+        if has_shares {
+            aggregating += watch.cost();
+        }
+        let effects = match stepped {
             Ok(effects) => effects,
             Err(reject) => {
                 tracing::debug!(%reject, "signing input refused");
@@ -204,6 +218,7 @@ pub async fn run(
                     attempts,
                 } => {
                     times.finished(before);
+                    aggregating.record(&AGGREGATE, signatures.len());
                     let signers = signers
                         .into_iter()
                         .filter_map(|signer| peer(&task.roster, signer))

@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use ledger::Transition;
-use node::{clock::now_ms, history};
+use node::{
+    clock::now_ms,
+    cost::{Meter, Stopwatch},
+    history,
+};
 use proof::{ProvingKey, prove_chunk};
 use protocol::{
     api::BatchStatus,
@@ -19,6 +23,13 @@ use crate::{
 
 /// A proof must be done by then, or the batch is proven again, in ms.
 const LEASE_MS: u64 = 3_600_000;
+
+/// Each chunk.
+const METER: Meter = Meter {
+    seconds: "drawbridge_prove_seconds",
+    cpu_seconds: "drawbridge_prove_cpu_seconds",
+    items: "drawbridge_proven_chunks",
+};
 
 /// Proves the batch that waits for it. Gives whether there was one.
 ///
@@ -74,7 +85,12 @@ fn prove_all(key: &ProvingKey, transition: &Transition) -> Result<Vec<Vec<u8>>, 
     transition
         .chunks
         .iter()
-        .map(|chunk| Ok(prove_chunk(key, chunk)?.to_bytes().to_vec()))
+        .map(|chunk| {
+            let watch = Stopwatch::process();
+            let proof = prove_chunk(key, chunk)?;
+            watch.cost().record(&METER, 1);
+            Ok(proof.to_bytes().to_vec())
+        })
         .collect()
 }
 

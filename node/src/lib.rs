@@ -7,6 +7,7 @@
 
 pub mod certificate;
 pub mod clock;
+pub mod cost;
 pub mod files;
 pub mod harden;
 pub mod history;

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use node::clock;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
@@ -14,6 +14,12 @@ use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest request; none of the pages reads a body.
 const MAX_REQUEST_BYTES: usize = 1_024;
+/// Upper bounds of the buckets of every histogram, in seconds.
+const SECONDS: [f64; 12] = [
+    0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
+];
+/// Pause between two clean-ups of the metrics; without them samples pile up while nobody asks for them.
+const UPKEEP: Duration = Duration::from_secs(10);
 
 /// Age in ms from which on a shown status says that the loop does not move: it renews the status every second.
 const STALE_MS: u64 = 30_000;
@@ -197,11 +203,20 @@ pub async fn serve(
     status: watch::Receiver<Status>,
 ) -> Result<(), StatusError> {
     let metrics = PrometheusBuilder::new()
-        .install_recorder()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(PrometheusBuilder::install_recorder)
         .map_err(StatusError::Metrics)?;
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| StatusError::Listen { address, source })?;
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        let mut pause = tokio::time::interval(UPKEEP);
+        loop {
+            pause.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
     let router = router(Pages { status, metrics });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -46,6 +46,8 @@ pub struct Size {
 pub struct Node {
     /// Its name in the roster, and its folder's.
     pub name: String,
+    /// Where its pages are: `/metrics` and others.
+    pub pages: String,
     binary: PathBuf,
     settings: PathBuf,
     log: PathBuf,
@@ -250,9 +252,10 @@ impl LocalNetwork {
         roster.validate()?;
         fs::write(dir.join("roster.toml"), toml::to_string(&roster)?)?;
         fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
-        let node = |member: &Member, program: &str| -> anyhow::Result<Node> {
+        let node = |member: &Member, program: &str, pages: &str| -> anyhow::Result<Node> {
             Ok(Node {
                 name: member.name.clone(),
+                pages: format!("http://{pages}"),
                 binary: binary(program)?,
                 settings: dir.join(&member.name).join("settings.toml"),
                 log: logs.join(format!("{}.log", member.name)),
@@ -260,17 +263,16 @@ impl LocalNetwork {
             })
         };
         let rpc = bitcoind.settings();
+        let mut operator_nodes = Vec::new();
         for member in &operators {
-            write_operator(dir, member, keys, &rpc)?;
+            let pages = write_operator(dir, member, keys, &rpc)?;
+            operator_nodes.push(node(member, "drawbridge-operator", &pages)?);
         }
         let http = format!("127.0.0.1:{}", free_port()?);
         write_coordinator(dir, &coordinator, keys, &rpc, &http)?;
         Ok(Self {
-            operators: operators
-                .iter()
-                .map(|member| node(member, "drawbridge-operator"))
-                .collect::<anyhow::Result<_>>()?,
-            coordinator: node(&coordinator, "drawbridge-coordinator")?,
+            operators: operator_nodes,
+            coordinator: node(&coordinator, "drawbridge-coordinator", &http)?,
             client: Client::new(&format!("http://{http}"))?,
             bitcoind,
             dir: dir.to_owned(),
@@ -337,12 +339,13 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
     })
 }
 
+/// Gives the address of its status pages.
 fn write_operator(
     dir: &Path,
     member: &Member,
     keys: &Path,
     rpc: &RpcSettings,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let folder = dir.join(&member.name);
     let passphrase = folder.join("passphrase");
     fs::write(&passphrase, PASSPHRASE)?;
@@ -366,13 +369,11 @@ fn write_operator(
         path_value(&keys.join(VERIFYING_KEY_FILE)),
     );
     settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
-    settings.insert(
-        "status_listen".into(),
-        format!("127.0.0.1:{}", free_port()?).into(),
-    );
+    let pages = format!("127.0.0.1:{}", free_port()?);
+    settings.insert("status_listen".into(), pages.clone().into());
     settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
     fs::write(folder.join("settings.toml"), toml::to_string(&settings)?)?;
-    Ok(())
+    Ok(pages)
 }
 
 fn write_coordinator(

@@ -29,8 +29,8 @@ pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const REQUESTS_TOTAL: &str = "drawbridge_http_requests_total";
 const REQUEST_SECONDS: &str = "drawbridge_http_request_seconds";
 const QUEUE_ITEMS: &str = "drawbridge_queue_items";
-/// Upper bounds of the latency histogram's buckets, in seconds.
-const SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
+/// Upper bounds of the buckets of every histogram, in seconds.
+const SECONDS: [f64; 10] = [0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
@@ -38,7 +38,7 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 pub fn install() {
     HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(REQUEST_SECONDS.to_owned()), &SECONDS);
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS);
         let handle = builder.and_then(PrometheusBuilder::install_recorder);
         let handle = handle
             .inspect_err(|error| tracing::error!(%error, "no metrics"))

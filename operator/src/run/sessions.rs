@@ -11,7 +11,11 @@ use std::{
 };
 
 use bitcoin::Transaction;
-use node::{clock, history};
+use node::{
+    clock,
+    cost::{Meter, Stopwatch},
+    history,
+};
 use protocol::{
     batch::Candidate,
     identity::PeerKey,
@@ -40,6 +44,24 @@ const KEEP_PAUSE: Duration = Duration::from_millis(400);
 /// How often a signed transaction is handed to an own node that does not answer, and the pause between.
 const SUBMIT_TRIES: u32 = 10;
 const SUBMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// All rules of a proposal, proofs included, once everything is at hand.
+const JUDGE: Meter = Meter {
+    seconds: "operator_judge_seconds",
+    cpu_seconds: "operator_judge_cpu_seconds",
+    items: "operator_judged_chunks",
+};
+const ROUND1: Meter = Meter {
+    seconds: "operator_round1_seconds",
+    cpu_seconds: "operator_round1_cpu_seconds",
+    items: "operator_round1_inputs",
+};
+/// The shares, and fresh nonces for a next attempt.
+const ROUND2: Meter = Meter {
+    seconds: "operator_round2_seconds",
+    cpu_seconds: "operator_round2_cpu_seconds",
+    items: "operator_round2_inputs",
+};
 
 impl Node {
     /// A coordinator proposes.
@@ -193,7 +215,10 @@ impl Node {
                         caps,
                         recent_net_fees,
                     };
-                    verify::batch(&evidence, &key)
+                    let watch = Stopwatch::process();
+                    let verified = verify::batch(&evidence, &key);
+                    watch.cost().record(&JUDGE, evidence.body.proofs.len());
+                    verified
                 };
                 let verified = task::spawn_blocking(judge).await.map_err(|error| {
                     Refusal::new(Rule::S4, format!("the verifier failed: {error}"))
@@ -272,7 +297,11 @@ impl Node {
         tokio::spawn(async move {
             let begin = Instant::now();
             let made = task::spawn_blocking(move || {
-                lock(&safe).commit(Reading::now(), id, &work.verified)
+                let watch = Stopwatch::thread();
+                let made = lock(&safe).commit(Reading::now(), id, &work.verified);
+                let inputs = work.verified.messages().len();
+                watch.cost().record(&ROUND1, inputs);
+                made
             })
             .await;
             let ask = match made {
@@ -425,12 +454,12 @@ impl Node {
             return;
         };
         task::spawn_blocking(move || {
-            let begin = Instant::now();
+            let watch = Stopwatch::thread();
             let signed = lock(&safe).sign(Reading::now(), id, attempt, &work.verified, commitments);
-            let elapsed_ms = ms_since(begin);
+            let cost = watch.cost();
             let inputs = work.verified.messages().len();
-            tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_ms, "shares made");
-            metrics::histogram!("operator_round2_seconds").record(begin.elapsed().as_secs_f64());
+            cost.record(&ROUND2, inputs);
+            tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_us = cost.wall.as_micros(), "shares made");
             reply.send(match signed {
                 Ok((shares, next)) => Answer::Shares { shares, next },
                 Err(refusal) => Answer::Refused(refusal),

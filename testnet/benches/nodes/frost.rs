@@ -1,66 +1,48 @@
-//! What one input costs: raw `frost-secp256k1-tr` beside the same through this crate.
+//! What one input costs without nodes: raw `frost-secp256k1-tr`, and the same through `threshold`.
 //!
-//! `cargo bench -p threshold`. The two are timed by turns, so that a machine that slows down slows
-//! both; the median of all turns is printed, and how much of the CPU the hypervisor took meanwhile.
-//! The API does more than the raw calls: it checks the package, and verifies the signature a second
-//! time with libsecp256k1. docs/performance.md says how to read the table.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::print_stdout
-)]
+//! The two are timed by turns, so that a machine that slows down slows both. Ours does more than the raw calls: it
+//! checks the package, and verifies each signature a second time with libsecp256k1.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
-use frost_secp256k1_tr as frost;
+use frost_secp256k1_tr::{self as frost, keys::Tweak as _};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
-use threshold::dkg::{Ceremony, Machine, Seed};
-use threshold::sign::{Message, Package, Tweak, aggregate, commit, sign, verify_shares};
-use threshold::{KeyShare, SignerId};
+use threshold::{
+    KeyShare, SignerId,
+    dkg::{Ceremony, Machine, Seed},
+    sign::{Message, Package, Tweak, aggregate, commit, sign, verify_shares},
+};
 
-const TURNS: usize = 60;
-const GROUPS: [(u8, u16); 2] = [(5, 3), (16, 12)];
+/// Turns of each side.
+pub const TURNS: usize = 60;
 const DIGEST: [u8; 32] = [0xD1; 32];
 const ROOT: [u8; 32] = [0x5A; 32];
 
-fn main() {
-    let stolen = Steal::now();
-    println!("one input, key path with a script tree; microseconds, median of {TURNS}");
-    println!();
-    println!(
-        "{:10} {:12} {:>10} {:>10} {:>7}",
-        "group", "step", "raw", "here", "ratio"
-    );
-    for (n, t) in GROUPS {
-        let shares = generate(n, t);
-        let timings = Timings::take(&shares, t);
-        for (step, [raw, here]) in timings.0 {
-            let (raw, here) = (median(raw), median(here));
-            let ratio = if raw > 0.0 {
-                format!("{:.2}", here / raw)
-            } else {
-                "-".into()
-            };
-            let raw = if raw > 0.0 {
-                format!("{raw:.0}")
-            } else {
-                "-".into()
-            };
-            println!(
-                "{:10} {step:12} {raw:>10} {here:>10.0} {ratio:>7}",
-                format!("{t}-of-{n}")
-            );
-        }
-    }
-    println!();
-    match stolen.since() {
-        Some(percent) => println!("CPU steal meanwhile: {percent:.1} % of all CPU time"),
-        None => println!("CPU steal meanwhile: unknown (no /proc/stat)"),
-    }
+/// The steps that are timed, in the order of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// One signer's round 1.
+    Commit,
+    /// One signer's round 2.
+    Sign,
+    /// One signer's share checked.
+    VerifyShare,
+    /// All shares to one signature.
+    Aggregate,
+}
+
+/// Who did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// frost-secp256k1-tr.
+    Raw,
+    /// The threshold crate.
+    Ours,
 }
 
 /// A group by the key generation that operators use, with fixed seeds.
@@ -124,22 +106,23 @@ fn raw_keys(shares: &[KeyShare]) -> (Vec<frost::keys::KeyPackage>, frost::keys::
     )
 }
 
-/// Per step the raw times and ours, in the order of the protocol.
-struct Timings(Vec<(&'static str, [Vec<Duration>; 2])>);
+/// All times of one group.
+pub struct Timings(Vec<(Step, Side, Duration)>);
 
 impl Timings {
-    fn take(shares: &[KeyShare], threshold: u16) -> Self {
-        let steps = ["commit", "sign", "verify share", "aggregate"];
-        let mut timings = Self(steps.map(|step| (step, [Vec::new(), Vec::new()])).into());
-        let signers = &shares[..usize::from(threshold)];
-        let (raw, public) = raw_keys(shares);
+    /// Times `t` of `n` signers, [`TURNS`] times each side.
+    pub fn take(n: u8, t: u16) -> Self {
+        let shares = generate(n, t);
+        let mut timings = Self(Vec::new());
+        let signers = &shares[..usize::from(t)];
+        let (raw, public) = raw_keys(&shares);
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         for turn in 0..TURNS {
             // Who goes first alternates too: the second finds warmer caches.
             if turn % 2 == 0 {
                 timings.turn(signers, &mut rng);
             }
-            timings.raw_turn(&raw[..usize::from(threshold)], &public, &mut rng);
+            timings.raw_turn(&raw[..usize::from(t)], &public, &mut rng);
             if turn % 2 == 1 {
                 timings.turn(signers, &mut rng);
             }
@@ -147,8 +130,20 @@ impl Timings {
         timings
     }
 
-    fn note(&mut self, step: usize, side: usize, start: Instant) {
-        self.0[step].1[side].push(start.elapsed());
+    /// The median of a step in microseconds.
+    pub fn median(&self, step: Step, side: Side) -> f64 {
+        let mut times: Vec<Duration> = self
+            .0
+            .iter()
+            .filter(|(s, who, _)| (*s, *who) == (step, side))
+            .map(|(_, _, time)| *time)
+            .collect();
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e6
+    }
+
+    fn note(&mut self, step: Step, side: Side, start: Instant) {
+        self.0.push((step, side, start.elapsed()));
     }
 
     fn raw_turn(
@@ -161,7 +156,7 @@ impl Timings {
         for key in keys {
             let start = Instant::now();
             round1.push(black_box(frost::round1::commit(key.signing_share(), rng)));
-            self.note(0, 0, start);
+            self.note(Step::Commit, Side::Raw, start);
         }
         let commitments = keys
             .iter()
@@ -173,12 +168,25 @@ impl Timings {
         for (key, (nonces, _)) in keys.iter().zip(&round1) {
             let start = Instant::now();
             let share = frost::round2::sign_with_tweak(&package, nonces, key, Some(&ROOT)).unwrap();
-            self.note(1, 0, start);
+            self.note(Step::Sign, Side::Raw, start);
             shares.insert(*key.identifier(), share);
+        }
+        for (id, share) in &shares {
+            let start = Instant::now();
+            let keys = public.clone().tweak(Some(&ROOT));
+            frost_core::verify_signature_share(
+                *id,
+                &keys.verifying_shares()[id],
+                share,
+                &package,
+                keys.verifying_key(),
+            )
+            .unwrap();
+            self.note(Step::VerifyShare, Side::Raw, start);
         }
         let start = Instant::now();
         black_box(frost::aggregate_with_tweak(&package, &shares, public, Some(&ROOT)).unwrap());
-        self.note(3, 0, start);
+        self.note(Step::Aggregate, Side::Raw, start);
     }
 
     fn turn(&mut self, signers: &[KeyShare], rng: &mut ChaCha20Rng) {
@@ -187,7 +195,7 @@ impl Timings {
         for share in signers {
             let start = Instant::now();
             round1.push(black_box(commit(share, 1, rng).unwrap()));
-            self.note(0, 1, start);
+            self.note(Step::Commit, Side::Ours, start);
         }
         let commitments = signers
             .iter()
@@ -206,47 +214,16 @@ impl Timings {
         for (share, (nonces, _)) in signers.iter().zip(round1) {
             let start = Instant::now();
             let answer = sign(share, nonces, &package).unwrap();
-            self.note(1, 1, start);
+            self.note(Step::Sign, Side::Ours, start);
             answers.insert(share.signer(), answer);
         }
         for (from, answer) in &answers {
             let start = Instant::now();
             verify_shares(group, &package, *from, answer).unwrap();
-            self.note(2, 1, start);
+            self.note(Step::VerifyShare, Side::Ours, start);
         }
         let start = Instant::now();
         black_box(aggregate(group, &package, &answers).unwrap());
-        self.note(3, 1, start);
-    }
-}
-
-/// In microseconds; 0 if there are none.
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times
-        .get(times.len() / 2)
-        .map_or(0.0, |time| time.as_secs_f64() * 1e6)
-}
-
-/// The kernel's counters of all CPU time and of what the hypervisor took (proc(5)).
-struct Steal(Option<(u64, u64)>);
-
-impl Steal {
-    fn now() -> Self {
-        Self(std::fs::read_to_string("/proc/stat").ok().and_then(|stat| {
-            let line = stat.lines().next()?.strip_prefix("cpu ")?;
-            let ticks: Vec<u64> = line
-                .split_whitespace()
-                .filter_map(|t| t.parse().ok())
-                .collect();
-            // Guest time, the last two, is contained in user time.
-            Some((ticks.get(..8)?.iter().sum(), *ticks.get(7)?))
-        }))
-    }
-
-    fn since(&self) -> Option<f64> {
-        let (before, now) = (self.0?, Self::now().0?);
-        let all = now.0.saturating_sub(before.0).max(1);
-        Some(100.0 * now.1.saturating_sub(before.1) as f64 / all as f64)
+        self.note(Step::Aggregate, Side::Ours, start);
     }
 }
