@@ -1,7 +1,7 @@
 //! What the stages share: the store, the network, the vault, and the questions that they all ask of the history.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
 };
 
@@ -271,7 +271,8 @@ impl Pipeline {
     ) -> Result<(), StageError> {
         let mut blamed: BTreeMap<[u8; 32], (usize, String)> = BTreeMap::new();
         for (_, refusal) in &record.refusals {
-            if let Some(id) = refusal.operation {
+            let named: BTreeSet<_> = refusal.operations.iter().collect();
+            for id in named {
                 let entry = blamed
                     .entry(id.0)
                     .or_insert_with(|| (0, refusal.to_string()));

@@ -298,8 +298,8 @@ pub struct RefusalDocument {
     pub operator: String,
     /// Safety rule, S1 to S15.
     pub rule: String,
-    /// Operation at fault.
-    pub operation_id: Option<String>,
+    /// Operations at fault.
+    pub operation_ids: Vec<String>,
     /// In words.
     pub reason: String,
 }

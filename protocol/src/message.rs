@@ -22,6 +22,8 @@ use crate::{
 pub const MESSAGE_VERSION: u8 = 1;
 /// Longest reason in a refusal, in bytes.
 pub const MAX_REASON_BYTES: usize = 400;
+/// Most operations that a refusal names: more than a batch can hold.
+pub const MAX_NAMED: usize = 2_000;
 /// Domain of signed key-generation messages.
 pub const DKG_DOMAIN: &str = "dkg/1";
 
@@ -172,14 +174,15 @@ pub enum Rule {
     S15,
 }
 
-/// Which rule was broken, by which operation, and how.
+/// Which rule was broken, by which operations, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{rule:?}: {reason}")]
 pub struct Refusal {
     /// The rule.
     pub rule: Rule,
-    /// The operation, where one is at fault.
-    pub operation: Option<OperationId>,
+    /// The operations at fault, where some are: without them the batch would not break this rule. At most
+    /// [`MAX_NAMED`].
+    pub operations: Vec<OperationId>,
     /// For people; at most [`MAX_REASON_BYTES`].
     pub reason: String,
 }
@@ -187,26 +190,37 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal that no single operation caused.
     pub fn new(rule: Rule, reason: impl Into<String>) -> Self {
-        let mut reason = reason.into();
-        let mut end = reason.len().min(MAX_REASON_BYTES);
-        while !reason.is_char_boundary(end) {
-            end = end.saturating_sub(1);
-        }
-        reason.truncate(end);
         Self {
             rule,
-            operation: None,
-            reason,
+            operations: Vec::new(),
+            reason: reason.into(),
         }
+        .bounded()
     }
 
-    /// Names the operation at fault.
+    /// Names an operation at fault.
     #[must_use]
     pub fn of(self, operation: OperationId) -> Self {
-        Self {
-            operation: Some(operation),
-            ..self
+        self.of_all([operation])
+    }
+
+    /// Names operations at fault.
+    #[must_use]
+    pub fn of_all(mut self, operations: impl IntoIterator<Item = OperationId>) -> Self {
+        self.operations.extend(operations);
+        self.bounded()
+    }
+
+    /// Cut to its bounds, which a refusal from elsewhere may exceed.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let mut end = self.reason.len().min(MAX_REASON_BYTES);
+        while !self.reason.is_char_boundary(end) {
+            end = end.saturating_sub(1);
         }
+        self.reason.truncate(end);
+        self.operations.truncate(MAX_NAMED);
+        self
     }
 }
 

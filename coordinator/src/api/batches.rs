@@ -185,7 +185,7 @@ fn refusal(reader: &Reader, by: &PeerKey, why: &Refusal) -> RefusalDocument {
     RefusalDocument {
         operator: name_of(reader, by),
         rule: format!("{:?}", why.rule),
-        operation_id: why.operation.map(|id| id.to_string()),
+        operation_ids: why.operations.iter().map(ToString::to_string).collect(),
         reason: why.reason.clone(),
     }
 }
