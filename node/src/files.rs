@@ -81,8 +81,15 @@ pub enum FileError {
 /// # Errors
 /// [`FileError`] that names the file.
 pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
-    let text = read(path)?;
-    toml::from_str(&text).map_err(|error| FileError::Toml {
+    parse_toml(path, &read(path)?)
+}
+
+/// Reads TOML that came from the file at `path`.
+///
+/// # Errors
+/// [`FileError::Toml`], which names the file.
+pub fn parse_toml<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
+    toml::from_str(text).map_err(|error| FileError::Toml {
         path: path.to_owned(),
         message: error.to_string(),
     })
@@ -241,7 +248,11 @@ pub fn check_private(path: &Path) -> Result<(), FileError> {
     }
 }
 
-fn read(path: &Path) -> Result<String, FileError> {
+/// The text of a settings file.
+///
+/// # Errors
+/// [`FileError`] when it can't be read, or is too large for one.
+pub fn read(path: &Path) -> Result<String, FileError> {
     let io = |source| FileError::Io {
         path: path.to_owned(),
         source,

@@ -210,6 +210,16 @@ impl History {
             .get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
     }
 
+    /// The treasury that the batch of that number spends, if it is known.
+    pub fn parent(&self, sequence: SequenceNumber) -> Option<Treasury> {
+        match sequence.0.checked_sub(1)? {
+            0 => Some(self.genesis),
+            before => self
+                .confirmed(SequenceNumber(before))
+                .map(|batch| batch.treasury),
+        }
+    }
+
     /// The first confirmed batch whose body is not at hand.
     pub fn missing(&self) -> Option<(SequenceNumber, Txid)> {
         let next = self.confirmed.get(self.applied)?;

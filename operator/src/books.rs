@@ -1,46 +1,83 @@
-//! The vault's history with what this operator derives from it: the fees of the last blocks (S5), and the check
-//! that a batch from a peer is the one that the chain has confirmed.
+//! The vault's history with what this operator derives from it: what the batches of the last blocks add up to (S5, S6),
+//! and the check that a batch from a peer is the one that the chain has confirmed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{Amount, Txid};
 use ledger::SequenceNumber;
-use node::history::{self, History, HistoryError};
-use protocol::batch::{Body, Candidate};
+use node::history::{self, Confirmed, History, HistoryError};
+use protocol::{
+    batch::{Body, Candidate},
+    transaction::{self, BatchPlan, BatchTransaction, Swept, TopUp, Treasury},
+    vault::Vault,
+};
 use storage::Store;
 
 use crate::verify;
 
-/// The history, and the net fees of the batches in the window.
+/// What the confirmed batches of a window add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recent {
+    /// Miner fees less users' fees, in sats.
+    pub net_fees: i128,
+    /// Paid out.
+    pub withdrawn: Amount,
+    /// Number of payouts.
+    pub withdrawals: u64,
+}
+
+impl Recent {
+    fn of(candidate: &Candidate, body: &Body, deposit_fee: &Amount) -> Self {
+        let payouts = body.withdrawals();
+        let sats = payouts.iter().map(|payout| payout.value.to_sat());
+        Self {
+            net_fees: verify::net_fees(candidate.fee, body, deposit_fee),
+            withdrawn: Amount::from_sat(sats.fold(0, u64::saturating_add)),
+            withdrawals: u64::try_from(payouts.len()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn add(self, other: &Self) -> Self {
+        let withdrawn = self.withdrawn.to_sat();
+        Self {
+            net_fees: self.net_fees.saturating_add(other.net_fees),
+            withdrawn: Amount::from_sat(withdrawn.saturating_add(other.withdrawn.to_sat())),
+            withdrawals: self.withdrawals.saturating_add(other.withdrawals),
+        }
+    }
+}
+
+/// The history, and what the batches in the window were.
 pub struct Books {
     /// The confirmed batches and their ledger.
     pub history: History,
     store: Store,
-    deposit_fee: Amount,
-    net_fees: BTreeMap<Txid, i128>,
+    vault: Arc<Vault>,
+    recent: BTreeMap<Txid, Recent>,
 }
 
 impl Books {
     /// Books of an open history.
-    pub fn new(history: History, store: Store, deposit_fee: Amount) -> Self {
+    pub fn new(history: History, store: Store, vault: Arc<Vault>) -> Self {
         Self {
             history,
             store,
-            deposit_fee,
-            net_fees: BTreeMap::new(),
+            vault,
+            recent: BTreeMap::new(),
         }
     }
 
-    /// Miner fees less users' fees, in sats, of the batches confirmed within the last `blocks` blocks.
+    /// What the batches add up to that were confirmed within the last `blocks` blocks.
     ///
     /// # Errors
     /// [`HistoryError`] for damaged data.
-    pub fn recent_net_fees(&mut self, blocks: u32) -> Result<i128, HistoryError> {
+    pub fn recent(&mut self, blocks: u32) -> Result<Recent, HistoryError> {
         let first = self
             .history
             .height()
             .saturating_sub(blocks)
             .saturating_add(1);
+        let deposit_fee = self.vault.parameters().deposit_fee;
         let mut recent = BTreeMap::new();
         let mut sequence = self.history.head().commitment.sequence;
         while let Some(batch) = self
@@ -49,28 +86,25 @@ impl Books {
             .copied()
             .filter(|batch| batch.height >= first)
         {
-            if let Some(net) = self.net_fees.get(&batch.txid) {
-                recent.insert(batch.txid, *net);
+            if let Some(known) = self.recent.get(&batch.txid) {
+                recent.insert(batch.txid, *known);
             } else {
                 let candidate = history::kept_candidate(&self.store, &batch.txid)?;
                 // What is not at hand can't be counted; the ledger is not current then, and nothing is signed.
                 if let (Some(candidate), Some(body)) = (candidate, self.history.body_of(&batch)?) {
-                    let net = verify::net_fees(candidate.fee, &body, &self.deposit_fee);
-                    recent.insert(batch.txid, net);
+                    recent.insert(batch.txid, Recent::of(&candidate, &body, &deposit_fee));
                 }
             }
             sequence = SequenceNumber(sequence.0.saturating_sub(1));
         }
-        self.net_fees = recent;
-        Ok(self
-            .net_fees
-            .values()
-            .fold(0, |sum, net| sum.saturating_add(*net)))
+        self.recent = recent;
+        let all = self.recent.values();
+        Ok(all.fold(Recent::default(), Recent::add))
     }
 
     /// Takes a batch that a peer has sent, if it is the first one that the history misses: replayed on the
-    /// ledger it must give the digest and the supply that the confirmed transaction commits to. Says
-    /// whether it was taken.
+    /// ledger it must give the digest and the supply that the confirmed transaction commits to, and built
+    /// anew its transaction must be the confirmed one. Says whether it was taken.
     ///
     /// # Errors
     /// [`HistoryError`]; a failed write is fatal (S11).
@@ -102,9 +136,81 @@ impl Books {
         {
             return Ok(false);
         }
+        let parent = self.history.parent(sequence);
+        if !parent.is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed)) {
+            return Ok(false);
+        }
         history::keep(&self.store, candidate, body)?;
         self.history.catch_up()?;
         Ok(true)
+    }
+
+    /// Whether the confirmed transaction is the one that candidate and body mean. With that the stated fee, which
+    /// counts in the window, is the one that was paid. Only where there are top-ups it may be overstated: what they held
+    /// can't be looked up any more.
+    fn is_carried(
+        &self,
+        candidate: &Candidate,
+        body: &Body,
+        parent: &Treasury,
+        confirmed: &Confirmed,
+    ) -> bool {
+        let deposit_fee = self.vault.parameters().deposit_fee;
+        let group = self.vault.group_key();
+        let deposits = body
+            .deposits()
+            .zip(&body.terms)
+            .map(|((outpoint, credited), terms)| {
+                Some(Swept {
+                    outpoint: *outpoint,
+                    value: credited.checked_add(deposit_fee)?,
+                    address: terms.address(&group).ok()?,
+                })
+            });
+        let Some(deposits) = deposits.collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        let withdrawals = body.withdrawals();
+        let held = |amounts: &mut dyn Iterator<Item = Amount>| transaction::sum(amounts).ok();
+        let paid = withdrawals.iter().map(|output| output.value);
+        let (Some(spent), Some(made)) = (
+            held(
+                &mut deposits
+                    .iter()
+                    .map(|swept| swept.value)
+                    .chain([parent.value]),
+            ),
+            held(&mut paid.chain([candidate.fee, confirmed.treasury.value])),
+        ) else {
+            return false;
+        };
+        // What the other inputs leave open, the top-ups must have held.
+        let Some(topped_up) = made.checked_sub(spent) else {
+            return false;
+        };
+        if candidate.top_ups.is_empty() && topped_up != Amount::ZERO {
+            return false;
+        }
+        let values = std::iter::once(topped_up).chain(std::iter::repeat(Amount::ZERO));
+        let top_ups: Vec<TopUp> = candidate
+            .top_ups
+            .iter()
+            .zip(values)
+            .map(|(outpoint, value)| TopUp {
+                outpoint: *outpoint,
+                value,
+            })
+            .collect();
+        let plan = BatchPlan {
+            treasury: parent,
+            deposits: &deposits,
+            top_ups: &top_ups,
+            withdrawals: &withdrawals,
+            next: confirmed.treasury.commitment,
+            fee: candidate.fee,
+        };
+        BatchTransaction::build(self.vault.key(), &plan)
+            .is_ok_and(|built| built.unsigned.compute_txid() == confirmed.txid)
     }
 }
 
@@ -120,7 +226,7 @@ mod tests {
 
     fn books(store: &Store) -> Books {
         let history = History::open(store.clone(), testing::vault().clone(), START).unwrap();
-        Books::new(history, store.clone(), testing::parameters().deposit_fee)
+        Books::new(history, store.clone(), testing::vault().clone())
     }
 
     /// A block at `height` with these transactions. The history trusts its follower for the rest.
@@ -161,6 +267,18 @@ mod tests {
             ..candidate.clone()
         };
         assert!(!books.adopt(&elsewhere, &body.encode()).unwrap());
+        for fee in [1_999, 2_001] {
+            let cheaper = Candidate {
+                fee: Amount::from_sat(fee),
+                ..candidate.clone()
+            };
+            assert!(!books.adopt(&cheaper, &body.encode()).unwrap(), "{fee}");
+        }
+        let topped_up = Candidate {
+            top_ups: vec![candidate.parent],
+            ..candidate.clone()
+        };
+        assert!(!books.adopt(&topped_up, &body.encode()).unwrap());
         assert!(!books.history.is_current());
         assert_eq!(books.history.ledger().supply(), Amount::ZERO);
 
@@ -174,20 +292,39 @@ mod tests {
     }
 
     #[test]
-    fn net_fees_count_the_batches_of_the_window_and_no_others() {
+    fn the_batches_of_the_window_count_and_no_others() {
         let (_folder, store) = testing::store();
         let mut books = books(&store);
-        assert_eq!(books.recent_net_fees(10).unwrap(), 0);
+        assert_eq!(books.recent(10).unwrap(), Recent::default());
         let (candidate, body, transaction) = testing::confirmed_batch(50_000);
         history::keep(&store, &candidate, &body.encode()).unwrap();
         books.history.take(block(START, &[transaction])).unwrap();
         // 2,000 sats to miners, 1,000 from the depositor.
-        assert_eq!(books.recent_net_fees(1).unwrap(), 1_000);
+        let first = Recent {
+            net_fees: 1_000,
+            ..Recent::default()
+        };
+        assert_eq!(books.recent(1).unwrap(), first);
         for height in START + 1..START + 10 {
             books.history.take(block(height, &[])).unwrap();
         }
-        assert_eq!(books.recent_net_fees(10).unwrap(), 1_000);
-        assert_eq!(books.recent_net_fees(9).unwrap(), 0);
+        assert_eq!(books.recent(10).unwrap(), first);
+        assert_eq!(books.recent(9).unwrap(), Recent::default());
+    }
+
+    #[test]
+    fn payouts_count_by_amount_and_number() {
+        let (candidate, mut body, _) = testing::confirmed_batch(50_000);
+        for amount in [7_000, 5_000] {
+            body.operations.push(testing::withdrawal(amount));
+        }
+        let fee = testing::parameters().deposit_fee;
+        let one = Recent::of(&candidate, &body, &fee);
+        assert_eq!((one.withdrawn.to_sat(), one.withdrawals), (12_000, 2));
+        // 2,000 sats to miners, 1,000 from the depositor, 1,500 from each of the others.
+        assert_eq!(one.net_fees, -2_000);
+        let two = one.add(&one);
+        assert_eq!((two.withdrawn.to_sat(), two.withdrawals), (24_000, 4));
     }
 
     #[test]

@@ -48,7 +48,7 @@ struct Own {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a folder with a new identity and a settings file that explains itself.
+    /// Make a folder with a new identity, and settings and policy files that explain themselves.
     Init {
         /// The folder; it is made if it is not there. Nothing in it is overwritten.
         folder: PathBuf,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! settings --> run: one loop
-//!                |  proposals --> body (pull) --> verify (one file a rule) --> held, kept, passed on
+//! policy,        |  proposals --> body (pull) --> verify (one file a rule) --> held, kept, passed on
+//! decisions      |
 //!                |                                                               |
 //!                |  sign requests --> promises (on disk first) --> vault (nonces, share) --> answer
 //!                |
@@ -19,12 +20,14 @@ pub mod admin;
 pub mod backup;
 pub mod body;
 pub mod books;
+pub mod decisions;
 pub mod export;
 pub mod generate;
 pub mod held;
 pub mod keys;
 pub mod passphrase;
 pub mod peers;
+pub mod policy;
 pub mod promises;
 pub mod restore;
 pub mod run;

@@ -1,14 +1,27 @@
 //! What must be on disk before something leaves this machine (S7, S11, S14). A write that fails ends
 //! the process: going on could mean to sign twice.
+//!
+//! A share is made of a [`Promised`] and of nothing else, and there is one way to it:
+//!
+//! ```text
+//! Evidence --verify::batch--> Verified --durable write--> Kept --verify::affirm--> Affirmed --.
+//!                                                                                            |-- durable write --> Promised
+//! proposal, receipts, sign request --protocol::signer--> Grant ------------------------------'
+//! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::OutPoint;
 use ledger::SequenceNumber;
-use protocol::signer::{MAX_PROMISES, Promise, Quarantine};
+use protocol::{
+    message::SessionId,
+    signer::{Grant, MAX_PROMISES, Promise, Quarantine, Signable},
+};
 use serde::{Deserialize, Serialize};
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
 use threshold::GroupKey;
+
+use crate::verify::{Affirmed, Verified, VerifiedGenesis};
 
 /// The batches that a share was given for (S7), by sequence number and treasury.
 const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
@@ -41,6 +54,16 @@ pub struct GenesisPromise {
     pub height: u32,
 }
 
+impl GenesisPromise {
+    /// The promise of a genesis that was verified.
+    pub fn of(genesis: &VerifiedGenesis) -> Self {
+        Self {
+            outpoint: genesis.outpoint(),
+            height: genesis.height(),
+        }
+    }
+}
+
 /// Everything promised so far.
 #[derive(Clone, Debug, Default)]
 pub struct Promises {
@@ -52,6 +75,71 @@ pub struct Promises {
     pub alarm: Option<String>,
     /// The quarantine, if promises were lost.
     pub quarantine: Option<Quarantine>,
+}
+
+/// A promise on disk: leave to make the shares of one attempt. Not to be copied: it is good for one.
+#[derive(Debug)]
+pub struct Promised {
+    session: SessionId,
+    attempt: u32,
+    verified: Arc<Verified>,
+}
+
+/// Why a promise was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum PromiseError {
+    /// The signing machine and the verifier speak of different things; a fault of our own.
+    #[error("the grant is not for what was verified in its session")]
+    Mismatch,
+    /// Fatal (S11).
+    #[error("the promise could not be written")]
+    Commit(#[from] CommitError),
+}
+
+impl Promised {
+    /// Writes the promise that was granted, for what is kept, verified, and stood by now.
+    ///
+    /// # Errors
+    /// [`PromiseError`]; nothing may be signed then.
+    pub fn write(store: &Store, grant: Grant, affirmed: Affirmed) -> Result<Self, PromiseError> {
+        let verified = affirmed.into_verified();
+        match (grant.promise(), &*verified) {
+            (Signable::Batch(promise), Verified::Batch(batch))
+                if promise.txid == batch.candidate().txid
+                    && promise.body == batch.candidate().body
+                    && promise.sequence == batch.candidate().sequence
+                    && promise.parent == batch.candidate().parent =>
+            {
+                save_batch(store, promise)?;
+            }
+            (Signable::Genesis(outpoint), Verified::Genesis(genesis))
+                if *outpoint == genesis.outpoint() =>
+            {
+                save_genesis(store, &GenesisPromise::of(genesis))?;
+            }
+            _ => return Err(PromiseError::Mismatch),
+        }
+        Ok(Self {
+            session: grant.session(),
+            attempt: grant.attempt(),
+            verified,
+        })
+    }
+
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The attempt.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What may be signed.
+    pub fn verified(&self) -> &Verified {
+        &self.verified
+    }
 }
 
 /// Reads what was promised before the restart.
@@ -116,7 +204,7 @@ pub fn save_quarantine(store: &Store, quarantine: &Quarantine) -> Result<(), Com
 ///
 /// # Errors
 /// Fatal (S11).
-pub fn save_batch(store: &Store, promise: &Promise) -> Result<(), CommitError> {
+fn save_batch(store: &Store, promise: &Promise) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     changes.put(&PROMISES, &(promise.sequence.0, promise.parent), promise);
     store.commit(changes)
@@ -126,7 +214,7 @@ pub fn save_batch(store: &Store, promise: &Promise) -> Result<(), CommitError> {
 ///
 /// # Errors
 /// Fatal (S11).
-pub fn save_genesis(store: &Store, promise: &GenesisPromise) -> Result<(), CommitError> {
+fn save_genesis(store: &Store, promise: &GenesisPromise) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     changes.put(&GENESIS, &(), promise);
     store.commit(changes)
@@ -154,10 +242,13 @@ pub fn stop_on_failed_write(error: &CommitError) -> ! {
 #[cfg(test)]
 mod tests {
     use bitcoin::{Amount, XOnlyPublicKey, hashes::Hash as _};
-    use protocol::deposit::NUMS;
+    use protocol::{batch::Candidate, deposit::NUMS, message::Subject};
 
     use super::*;
-    use crate::testing;
+    use crate::{
+        testing,
+        verify::fixture::{self, Users},
+    };
 
     #[test]
     fn promises_and_alarm_are_there_after_a_restart() {
@@ -212,5 +303,39 @@ mod tests {
         assert_eq!(load(&store).unwrap().quarantine, None);
         let other: XOnlyPublicKey = NUMS.parse().unwrap();
         assert!(!are_complete(&store, other.into()).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_promised_for_anything_but_what_was_verified() {
+        let (_folder, store) = testing::store();
+        let genesis = testing::affirmed(&store, testing::verified_genesis());
+        let grant = testing::grant(Subject::Genesis(testing::genesis()), 1);
+        let promised = Promised::write(&store, grant, genesis).unwrap();
+        assert_eq!(promised.attempt(), 1);
+        assert_eq!(promised.session(), testing::genesis_session());
+        assert!(load(&store).unwrap().genesis.is_some());
+
+        let (_folder, store) = testing::store();
+        let batch = fixture::verified(&Users::new());
+        let candidate = batch.candidate().clone();
+        let other = Candidate {
+            txid: bitcoin::Txid::all_zeros(),
+            ..candidate.clone()
+        };
+        for subject in [Subject::Batch(other), Subject::Genesis(testing::genesis())] {
+            let affirmed = testing::affirmed(&store, Verified::Batch(batch.clone()));
+            let refused = Promised::write(&store, testing::grant(subject, 1), affirmed);
+            assert!(matches!(refused, Err(PromiseError::Mismatch)));
+        }
+        let promises = load(&store).unwrap();
+        assert!(promises.batches.is_empty() && promises.genesis.is_none());
+        let affirmed = testing::affirmed(&store, Verified::Batch(batch));
+        let grant = testing::grant(Subject::Batch(candidate.clone()), 1);
+        Promised::write(&store, grant, affirmed).unwrap();
+        let kept = load(&store).unwrap().batches;
+        assert_eq!(
+            kept[&(candidate.sequence, candidate.parent)].txid,
+            candidate.txid
+        );
     }
 }

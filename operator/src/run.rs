@@ -10,6 +10,7 @@
 
 mod administer;
 mod answers;
+mod decide;
 mod export;
 mod follow;
 mod key;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use chain::{BitcoinRpc, FollowError, NodeStatus, RpcError, Step};
-use ledger::SequenceNumber;
+use ledger::{Operation, OperationId, SequenceNumber};
 use node::{
     certificate, clock,
     files::{self, FileError},
@@ -51,16 +52,18 @@ use tokio::{
 use crate::{
     admin::{self, Asked, ListenError},
     books::Books,
+    decisions::{self, Decisions},
     generate::{GenerateError, Generation},
     held,
     keys::{KeyFileError, KeyFiles},
     passphrase::PassphraseError,
     peers::{self, Heard, Inbox, Peers},
+    policy::{PolicyError, PolicyKeeper},
     promises,
-    settings::{Caps, Settings, SettingsError},
+    settings::{Settings, SettingsError},
     status::{self, Status, StatusError, Verdict},
     vault::{KeySafe, Reading},
-    verify::Verified,
+    verify::{Kept, Verified},
 };
 
 /// The heartbeat: deadlines, key-generation questions, clocks.
@@ -73,6 +76,8 @@ const MAX_EVENTS: usize = 1_024;
 const MAX_STEPS: usize = 4;
 /// Proposals kept because they are ahead of this operator's chain.
 const MAX_EARLY: usize = 8;
+/// Proposals kept that the own policy has refused.
+const MAX_DENIED: usize = 8;
 
 /// The database's folder in the data folder.
 pub const DATABASE: &str = "db";
@@ -86,6 +91,9 @@ pub enum RunError {
     /// The passphrase of the key files.
     #[error("the key files can't be opened")]
     Passphrase(#[from] PassphraseError),
+    /// The policy.
+    #[error("the policy can't be used")]
+    Policy(#[from] PolicyError),
     /// Roster, parameters or identity.
     #[error("a file can't be used")]
     File(#[from] FileError),
@@ -141,9 +149,9 @@ pub enum RunError {
 /// What workers report.
 enum Event {
     /// A verdict; with it everything that is needed to keep, pass on and sign.
-    Judged(SessionId, Result<Work, Refusal>),
+    Judged(SessionId, Result<Work, Denied>),
     /// Batch data is on disk.
-    Stored(SessionId),
+    Stored(SessionId, Kept),
     /// A peer keeps the batch data, or can't be reached.
     Receipt(SessionId, PeerKey),
     /// An operator has answered about key generation, or not.
@@ -158,8 +166,26 @@ enum Event {
 #[derive(Clone)]
 struct Work {
     verified: Arc<Verified>,
-    /// The encoded body of a batch.
-    body: Option<Arc<Vec<u8>>>,
+    /// Once its data is on disk.
+    kept: Option<Kept>,
+}
+
+/// A subject that was refused.
+struct Denied {
+    refusal: Refusal,
+    /// Operations of this batch that wait for approval.
+    held: Vec<(OperationId, Operation)>,
+    sequence: SequenceNumber,
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            held: Vec::new(),
+            sequence: SequenceNumber(0),
+        }
+    }
 }
 
 /// The vault once its genesis is certified.
@@ -171,7 +197,8 @@ struct Open {
 
 /// Everything that the loop holds.
 struct Node {
-    caps: Caps,
+    policy: PolicyKeeper,
+    decisions: Arc<Decisions>,
     scan_from: u32,
     roster: Arc<Roster>,
     parameters: Arc<Parameters>,
@@ -193,6 +220,8 @@ struct Node {
     /// When verification of a session began.
     since: BTreeMap<SessionId, Instant>,
     early: VecDeque<(PeerKey, Subject)>,
+    /// Proposals refused under this operator's own policy, to be judged anew when that changes.
+    denied: VecDeque<(PeerKey, Subject)>,
     /// Verifications at a time: a coordinator that floods proposals gets refusals.
     verifiers: Arc<Semaphore>,
     asking_dkg: BTreeSet<PeerKey>,
@@ -253,7 +282,13 @@ async fn next_step(
 
 /// All columns of an operator's database.
 fn columns() -> Vec<ColumnName> {
-    [history::TABLES.as_slice(), &promises::TABLES, &held::TABLES].concat()
+    [
+        history::TABLES.as_slice(),
+        &promises::TABLES,
+        &decisions::TABLES,
+        &held::TABLES,
+    ]
+    .concat()
 }
 
 /// Opens the database in an operator's data folder; makes it if it is not there. One process at a time has it open.
@@ -277,6 +312,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
     let roster = Arc::new(files::load_roster(&settings.roster)?);
     let parameters = Arc::new(files::load_parameters(&settings.parameters)?);
     settings.check_network(parameters.network)?;
+    let policy = PolicyKeeper::open(settings.policy.clone(), parameters.clone())?;
     let identity = Arc::new(files::load_identity(&settings.identity)?);
     if !roster.is_operator(&identity.public()) {
         return Err(GenerateError::NotAnOperator(identity.public()).into());
@@ -309,6 +345,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         certificate.is_some(),
     )?;
     let promised = promises::load(&store)?;
+    let decisions = Decisions::load(&store)?;
     let mut state = State::default();
     state.replacement_delay = parameters.replacement_delay.into();
     state.promises = promised.batches;
@@ -323,7 +360,8 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         status::serve(address, status.subscribe()).await?;
     }
     let mut node = Node {
-        caps: settings.caps.clone(),
+        policy,
+        decisions: Arc::new(decisions),
         scan_from: settings.scan_from,
         peers,
         state,
@@ -344,6 +382,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         work: BTreeMap::new(),
         since: BTreeMap::new(),
         early: VecDeque::new(),
+        denied: VecDeque::new(),
         verifiers: Arc::new(Semaphore::new(signer::MAX_SESSIONS)),
         asking_dkg: BTreeSet::new(),
         asking_missing: false,
@@ -380,7 +419,10 @@ impl Node {
     fn on_event(&mut self, event: Event) -> Result<(), RunError> {
         match event {
             Event::Judged(id, verdict) => self.judged(id, verdict),
-            Event::Stored(session) => {
+            Event::Stored(session, kept) => {
+                if let Some(work) = self.work.get_mut(&session) {
+                    work.kept = Some(kept);
+                }
                 let reachable = self.peers.operators();
                 self.step(signer::Input::Stored { session, reachable });
             }
@@ -413,6 +455,7 @@ impl Node {
         self.step(signer::Input::Tick);
         self.ask_dkg();
         if self.ticks.is_multiple_of(SLOW_TICKS) {
+            self.look_at_policy();
             self.ask_certificate();
             self.ask_missing()?;
             if self.is_caught_up() {

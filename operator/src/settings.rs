@@ -1,5 +1,5 @@
-//! This operator's own settings: paths, addresses, its Bitcoin node, its caps. What all nodes of the vault
-//! must agree on is in the roster and the vault parameters, and is not repeated here.
+//! This operator's own settings: paths, addresses, its Bitcoin node. What it is willing to sign is in its policy
+//! ([`crate::policy`]); what all nodes of the vault must agree on is in the roster and the vault parameters.
 //!
 //! The default file is made from the comments on the fields below, so the two can't drift apart.
 
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bitcoin::{Amount, Network};
+use bitcoin::Network;
 use chain::RpcSettings;
 use node::files::{self, FileError};
 use serde::{Deserialize, Serialize};
@@ -17,22 +17,25 @@ use crate::passphrase::{self, Source};
 
 /// Name of the settings file in the operator's folder.
 pub const FILE_NAME: &str = "operator.toml";
-/// Longest fee window in blocks: two weeks.
-const MAX_WINDOW_BLOCKS: u32 = 2_016;
 
-/// Declares a settings section and the text of its default file.
+/// Declares a settings section and the text of its default file. Tables of their own come last, after `tables`; their
+/// text is put together by hand.
 macro_rules! section {
     (
         $(#[doc = $about:literal])*
         $name:ident, $template:ident {
             $( $(#[doc = $doc:literal])* $(#[serde($($serde:tt)*)])? $field:ident: $type:ty = $default:literal, )*
         }
+        $(tables {
+            $( $(#[doc = $table_doc:literal])* $(#[serde($($table_serde:tt)*)])? $table:ident: $table_type:ty, )*
+        })?
     ) => {
         $(#[doc = $about])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $( $(#[doc = $doc])* $(#[serde($($serde)*)])? pub $field: $type, )*
+            $($( $(#[doc = $table_doc])* $(#[serde($($table_serde)*)])? pub $table: $table_type, )*)?
         }
 
         const $template: &str = concat!(
@@ -40,6 +43,7 @@ macro_rules! section {
         );
     };
 }
+pub(crate) use section;
 
 section! {
     /// The whole settings file.
@@ -54,6 +58,8 @@ section! {
         parameters: PathBuf = "parameters = \"vault.toml\"",
         /// The verifying key of the proofs, the same for all nodes of the vault.
         verifying_key: PathBuf = "verifying_key = \"verifying.key\"",
+        /// What this operator is willing to sign. The running node reads this file again when it changes.
+        policy: PathBuf = "policy = \"policy.toml\"",
         /// Multiaddresses to listen on for the other nodes.
         listen: Vec<String> = "listen = [\"/ip4/0.0.0.0/tcp/9000\"]",
         /// Where to serve /healthz, /readyz, /metrics and /v1/status. A loopback address: there is no
@@ -71,24 +77,10 @@ section! {
         /// restored operator): the height of the genesis output's block, or any lower one.
         #[serde(default)]
         scan_from: u32 = "# scan_from = 0",
-        /// Caps on what batches may cost (S5).
-        caps: Caps = "",
-        /// The own Bitcoin node.
-        bitcoind: RpcSettings = "",
     }
-}
-
-section! {
-    /// Caps on miner fees; a batch above one is refused (S5).
-    Caps, CAPS_TEMPLATE {
-        /// Highest miner fee of one batch, in sats.
-        max_fee_sat: u64 = "max_fee_sat = 500000",
-        /// Highest fee rate of a batch, in sats per virtual byte.
-        max_fee_rate_sat_per_vb: u64 = "max_fee_rate_sat_per_vb = 300",
-        /// Miner fees beyond the fees that users paid, summed over the window below, in sats.
-        max_net_fees_sat: u64 = "max_net_fees_sat = 1000000",
-        /// Length of that window in blocks, 1 to 2,016.
-        window_blocks: u32 = "window_blocks = 144",
+    tables {
+        /// The own Bitcoin node.
+        bitcoind: RpcSettings,
     }
 }
 
@@ -122,13 +114,6 @@ impl From<Sealing> for threshold::seal::Cost {
     }
 }
 
-impl Caps {
-    /// Highest miner fee of one batch.
-    pub fn max_fee(&self) -> Amount {
-        Amount::from_sat(self.max_fee_sat)
-    }
-}
-
 /// Why settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -141,9 +126,6 @@ pub enum SettingsError {
     /// The status pages would be open to the network.
     #[error("'status_listen' is {0}: it has no login and must be a loopback address")]
     StatusListen(SocketAddr),
-    /// A cap that lets nothing through.
-    #[error("'caps.{0}' is out of range")]
-    Caps(&'static str),
     /// Cheap sealing where money is real.
     #[error("'sealing = \"fast\"' is for regtest only, not for {0}")]
     Sealing(Network),
@@ -166,6 +148,7 @@ impl Settings {
             Some(&mut settings.roster),
             Some(&mut settings.parameters),
             Some(&mut settings.verifying_key),
+            Some(&mut settings.policy),
             settings.passphrase_file.as_mut(),
             settings.bitcoind.cookie_file.as_mut(),
         ];
@@ -186,17 +169,6 @@ impl Settings {
             .filter(|address| !address.ip().is_loopback())
         {
             return Err(SettingsError::StatusListen(address));
-        }
-        for (value, name) in [
-            (self.caps.max_fee_sat, "max_fee_sat"),
-            (self.caps.max_fee_rate_sat_per_vb, "max_fee_rate_sat_per_vb"),
-        ] {
-            if value == 0 || value > Amount::MAX_MONEY.to_sat() {
-                return Err(SettingsError::Caps(name));
-            }
-        }
-        if !(1..=MAX_WINDOW_BLOCKS).contains(&self.caps.window_blocks) {
-            return Err(SettingsError::Caps("window_blocks"));
         }
         Ok(())
     }
@@ -225,17 +197,10 @@ impl Settings {
 
 /// The settings file with its defaults, each explained.
 pub fn template() -> String {
-    let sections = format!(
-        "{}\n\n# Caps on what batches may cost (S5).\n[caps]\n{}\n\n# The own Bitcoin node.\n[bitcoind]\n{}",
-        TEMPLATE
-            .split("# Caps on what")
-            .next()
-            .unwrap_or_default()
-            .trim_end(),
-        CAPS_TEMPLATE.trim_end(),
-        BITCOIND_TEMPLATE,
-    );
-    format!("# Settings of one Drawbridge operator. Restart it after a change.\n\n{sections}")
+    format!(
+        "# Settings of one Drawbridge operator. Restart it after a change.\n\n\
+         {TEMPLATE}# The own Bitcoin node.\n[bitcoind]\n{BITCOIND_TEMPLATE}"
+    )
 }
 
 /// [`template`] for an operator that is restored: it begins to follow the chain at the genesis, where that is known.
@@ -260,7 +225,7 @@ mod tests {
     #[test]
     fn the_default_file_loads_and_explains_every_field() {
         let settings = load(&template()).unwrap();
-        assert_eq!(settings.caps.window_blocks, 144);
+        assert_eq!(settings.policy.file_name().unwrap(), "policy.toml");
         assert!(settings.data_dir.is_absolute());
         let text = template();
         let value = toml::Value::try_from(&settings).unwrap();
@@ -276,11 +241,7 @@ mod tests {
     fn an_unknown_field_is_an_error_that_names_it() {
         for (from, to, name) in [
             ("data_dir =", "date_dir = 1\ndata_dir =", "date_dir"),
-            (
-                "max_fee_sat =",
-                "max_fees_sat = 1\nmax_fee_sat =",
-                "max_fees_sat",
-            ),
+            ("policy =", "polizei = 1\npolicy =", "polizei"),
             ("url =", "uri = \"\"\nurl =", "uri"),
         ] {
             let error = load(&template().replacen(from, to, 1)).unwrap_err();

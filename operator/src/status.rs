@@ -79,6 +79,12 @@ pub struct Status {
     pub sessions: usize,
     /// Sessions for which nonces are held.
     pub nonces: usize,
+    /// Why its administrator has paused signing; `None` when it is not paused.
+    pub paused: Option<String>,
+    /// Operations that wait for its administrator's approval.
+    pub pending: usize,
+    /// Why the policy file, as it is now, is not in force; an earlier one is then.
+    pub policy_problem: Option<String>,
     /// The last verdicts on what was proposed, newest first; at most [`MAX_VERDICTS`].
     pub verdicts: VecDeque<Verdict>,
 }
@@ -109,8 +115,8 @@ pub struct Verdict {
     pub result: String,
     /// The rule that it broke.
     pub rule: Option<String>,
-    /// The operation that broke it, where one did.
-    pub operation: Option<String>,
+    /// The operations that broke it, where some did.
+    pub operations: Vec<String>,
     /// Why, for people.
     pub reason: Option<String>,
 }

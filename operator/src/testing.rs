@@ -1,20 +1,23 @@
 //! A small vault of 2 of 3 operators for the tests of this crate: a real key generation, a real certificate.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
     str::FromStr as _,
     sync::{Arc, OnceLock},
 };
 
 use bitcoin::{Amount, Network, OutPoint, Transaction, Txid, XOnlyPublicKey, hashes::Hash as _};
 use chain::rpc::UnspentOutput;
-use ledger::{AccountSecret, Ledger, Operation, SequenceNumber};
+use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, WithdrawRequest};
 use protocol::{
     batch::{Body, Candidate},
     deposit::{DepositTerms, NUMS},
     identity::Identity,
+    message::{SessionId, Subject},
     parameters::Parameters,
     roster::{Member, Roster},
+    signer::{Effect, Grant, Input, State},
     transaction::{BatchPlan, BatchTransaction, Commitment, Swept, Treasury},
     vault::{Genesis, GenesisCertificate, Vault, VaultKey},
 };
@@ -28,8 +31,10 @@ use threshold::{
 
 use crate::{
     backup::{Backup, Facts},
-    generate, held, promises,
-    verify::{Verified, genesis},
+    decisions, generate, held,
+    policy::Policy,
+    promises::{self, Promised},
+    verify::{self, Affirmed, Kept, Verified, fixture, genesis},
 };
 
 /// What the tests' vault says its verifying key is.
@@ -152,6 +157,68 @@ pub fn verified_genesis() -> Verified {
         Some((&output, tip)),
     );
     Verified::Genesis(verified.unwrap())
+}
+
+/// The session in which the coordinator has the genesis signed.
+pub fn genesis_session() -> SessionId {
+    Subject::Genesis(genesis()).session(&roster().coordinators[0].key)
+}
+
+/// What the signing machine grants for an attempt at this subject.
+pub fn grant(subject: Subject, attempt: u32) -> Grant {
+    let from = roster().coordinators[0].key;
+    let session = subject.session(&from);
+    let mut state = State::default();
+    if let Subject::Batch(candidate) = &subject {
+        let genesis = vault().genesis_output();
+        let head = Treasury {
+            outpoint: candidate.parent,
+            value: genesis.amount,
+            commitment: Commitment {
+                sequence: SequenceNumber(candidate.sequence.0 - 1),
+                supply: Amount::ZERO,
+                digest: [0; 32],
+            },
+        };
+        let input = Input::Chain {
+            head: Some(head),
+            height: 200,
+        };
+        state.step(0, input).unwrap();
+    }
+    let mut effects = Vec::new();
+    for input in [
+        Input::Proposed { from, subject },
+        Input::Verified(session),
+        Input::Stored {
+            session,
+            reachable: BTreeSet::new(),
+        },
+        Input::SignRequested {
+            from,
+            session,
+            attempt,
+        },
+    ] {
+        effects = state.step(0, input).unwrap();
+    }
+    match effects.pop() {
+        Some(Effect::PromiseAndSign(grant)) => grant,
+        other => panic!("no grant but {other:?}"),
+    }
+}
+
+/// What an operator that has decided nothing stands by.
+pub fn affirmed(store: &Store, verified: Verified) -> Affirmed {
+    let kept = Kept::write(store, Arc::new(verified)).unwrap();
+    verify::affirm(&kept, &fixture::standing()).unwrap()
+}
+
+/// A promise of the genesis for an attempt.
+pub fn promised_genesis(attempt: u32) -> Promised {
+    let (_folder, store) = store();
+    let grant = grant(Subject::Genesis(genesis()), attempt);
+    Promised::write(&store, grant, affirmed(&store, verified_genesis())).unwrap()
 }
 
 pub fn vault() -> &'static Arc<Vault> {
@@ -281,12 +348,50 @@ pub fn confirmed_batch(credited: u64) -> (Candidate, Body, Transaction) {
     (candidate, body, transaction)
 }
 
+/// A withdrawal by somebody.
+pub fn withdrawal(sats: u64) -> Operation {
+    let request = WithdrawRequest {
+        sender: AccountIndex(0),
+        nonce: 0,
+        amount: Amount::from_sat(sats),
+        fee: parameters().withdraw_fee,
+        script_pubkey: vault_key().script_pubkey().clone(),
+        last_valid: SequenceNumber(10),
+    };
+    request.sign(&AccountSecret::generate(&mut OsRng), &vault().id())
+}
+
+/// A policy with these limits on withdrawals and no others, and `top` before the first table.
+pub fn policy(withdrawals: &str, top: &str) -> Policy {
+    parse_policy(withdrawals, top, "")
+}
+
+/// A policy without limits, with these caps on fees instead of the usual ones.
+pub fn policy_with_fees(fees: &str) -> Policy {
+    parse_policy("", "", fees)
+}
+
+fn parse_policy(withdrawals: &str, top: &str, fees: &str) -> Policy {
+    let usual = [
+        "max_fee_sat = 5_000",
+        "max_fee_rate_sat_per_vb = 50",
+        "max_net_fees_sat = 0",
+    ];
+    let name = |line: &str| line.split(' ').next().unwrap().to_owned();
+    let kept = usual.iter().filter(|line| !fees.contains(&name(line)));
+    let kept: String = kept.map(|line| format!("{line}\n")).collect();
+    let text =
+        format!("window_blocks = 144\n{top}\n[withdrawals]\n{withdrawals}\n[fees]\n{kept}{fees}\n");
+    Policy::parse(Path::new("policy.toml"), &text, parameters()).unwrap()
+}
+
 /// An empty operator's database. It goes away with the folder.
 pub fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let columns = [
         node::history::TABLES.as_slice(),
         &promises::TABLES,
+        &decisions::TABLES,
         &held::TABLES,
     ]
     .concat();

@@ -1,75 +1,26 @@
-//! The key share and its nonces (S9). A nonce lives in memory only, for a minute at most, serves one share,
-//! and dies with anything that might mean that this process has been copied or rolled back: a
-//! restart, another boot, a clock that jumped. The same request again gets the same answer.
+//! The key share: makes nonce commitments (round 1) and signature shares (round 2). The nonces are in
+//! [`s09_nonces::NonceBook`]. The same request again gets the same answer.
 
-use std::{
-    collections::BTreeMap,
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
-use node::clock;
 use protocol::message::{Refusal, Rule, SessionId};
 use rand::rngs::OsRng;
 use threshold::{
     GroupInfo, KeyShare, SignerId,
-    sign::{self, Commitments, Nonces, Package, Shares},
+    sign::{self, Commitments, Package, Shares},
 };
 
-use crate::verify::Verified;
+pub use crate::verify::s09_nonces::Reading;
+use crate::{
+    promises::Promised,
+    verify::{
+        Verified,
+        s09_nonces::{self, NonceBook},
+    },
+};
 
-/// How long nonces are good for, in ms.
-pub const NONCE_LIFE_MS: u64 = 60_000;
-/// Sessions whose nonces and answers are held; the oldest gives way.
-pub const MAX_HELD: usize = protocol::signer::MAX_SESSIONS;
-/// How far wall clock and monotonic clock may drift apart between two looks, in ms. More means that
-/// the machine was suspended, or resumed from a snapshot.
-const MAX_JUMP_MS: u64 = 5_000;
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// What the machine's clocks say, to notice that it is not the machine it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// Unix time in ms.
-    pub wall_ms: u64,
-    /// Time since the process started in ms, which stands still while the machine does.
-    pub monotonic_ms: u64,
-    /// The kernel's random name of this boot; `None` if it can't be read.
-    pub boot: Option<String>,
-}
-
-impl Reading {
-    /// Looks at the clocks.
-    pub fn now() -> Self {
-        static START: OnceLock<Instant> = OnceLock::new();
-        let elapsed = START.get_or_init(Instant::now).elapsed();
-        Self {
-            wall_ms: clock::now_ms(),
-            monotonic_ms: millis(elapsed),
-            boot: std::fs::read_to_string(BOOT_ID).ok(),
-        }
-    }
-
-    /// Whether `later` can't be the same uninterrupted run.
-    fn is_broken_by(&self, later: &Self) -> bool {
-        let wall = i128::from(later.wall_ms).saturating_sub(i128::from(self.wall_ms));
-        let monotonic =
-            i128::from(later.monotonic_ms).saturating_sub(i128::from(self.monotonic_ms));
-        self.boot != later.boot
-            || monotonic < 0
-            || (wall - monotonic).unsigned_abs() > u128::from(MAX_JUMP_MS)
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-struct Held {
-    nonces: Nonces,
-    commitments: Commitments,
-    made_ms: u64,
-}
+/// Sessions whose answers are held; the oldest gives way.
+const MAX_ANSWERS: usize = s09_nonces::MAX_HELD;
 
 struct Answered {
     attempt: u32,
@@ -82,8 +33,7 @@ struct Answered {
 /// The key share, and the nonces of open sessions.
 pub struct KeySafe {
     share: KeyShare,
-    last: Reading,
-    nonces: BTreeMap<SessionId, Held>,
+    nonces: NonceBook,
     answers: BTreeMap<SessionId, Answered>,
 }
 
@@ -92,8 +42,7 @@ impl KeySafe {
     pub fn new(share: KeyShare, now: Reading) -> Self {
         Self {
             share,
-            last: now,
-            nonces: BTreeMap::new(),
+            nonces: NonceBook::new(now),
             answers: BTreeMap::new(),
         }
     }
@@ -105,20 +54,17 @@ impl KeySafe {
 
     /// Sessions for which nonces are held.
     pub fn nonces(&self) -> usize {
-        self.nonces.len()
+        self.nonces.sessions()
     }
 
-    /// Looks at the clocks: old nonces die one by one, all of them if this run was interrupted.
-    /// Says whether it was. Called on every use, and now and then in between.
+    /// Looks at the clocks, on every use and now and then in between: old nonces die one by one, all of them if this
+    /// run was interrupted. Says whether it was.
     pub fn watch(&mut self, now: Reading) -> bool {
-        let interrupted = self.last.is_broken_by(&now);
+        let interrupted = self.nonces.watch(now);
         if interrupted {
-            self.nonces.clear();
+            // The copy may have given another answer.
             self.answers.clear();
         }
-        self.nonces
-            .retain(|_, held| now.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS);
-        self.last = now;
         interrupted
     }
 
@@ -134,10 +80,8 @@ impl KeySafe {
         verified: &Verified,
     ) -> Result<Commitments, Refusal> {
         self.watch(now);
-        let young =
-            |held: &&Held| self.last.monotonic_ms.saturating_sub(held.made_ms) < NONCE_LIFE_MS / 2;
-        if let Some(held) = self.nonces.get(&session).filter(young) {
-            return Ok(held.commitments.clone());
+        if let Some(commitments) = self.nonces.young(&session) {
+            return Ok(commitments.clone());
         }
         self.fresh(session, verified)
     }
@@ -179,48 +123,48 @@ impl KeySafe {
                 ),
             ));
         }
-        let held = self.nonces.get(session).ok_or_else(|| {
+        let nonces = self.nonces.look(session).ok_or_else(|| {
             refuse("the nonces of this session are used up or expired; propose it again".to_owned())
         })?;
         let package = package(verified, commitments);
-        held.nonces
+        nonces
             .check(&self.share, &package)
             .map_err(|error| refuse(error.to_string()))
     }
 
-    /// Round 2: this operator's shares, and fresh commitments for a next attempt. The nonces are gone
-    /// afterwards. Only what [`crate::verify`] has made can be signed.
+    /// Round 2: this operator's shares for what it has promised, and fresh commitments for a next attempt. The
+    /// nonces are gone afterwards.
     ///
     /// # Errors
     /// As [`Self::check`]; no share was made then.
     pub fn sign(
         &mut self,
         now: Reading,
-        session: SessionId,
-        attempt: u32,
-        verified: &Verified,
+        promised: Promised,
         commitments: BTreeMap<SignerId, Commitments>,
     ) -> Result<(Shares, Commitments), Refusal> {
+        let (session, attempt) = (promised.session(), promised.attempt());
         if let Some(answer) = self.answered(now.clone(), &session, attempt, &commitments) {
             return Ok(answer);
         }
+        let verified = promised.verified();
         self.check(now, &session, verified, &commitments)?;
-        let Some(held) = self.nonces.remove(&session) else {
+        let Some(nonces) = self.nonces.take(&session) else {
             return Err(refuse("the nonces of this session are gone".to_owned()));
         };
         let package = package(verified, &commitments);
-        let shares = sign::sign(&self.share, held.nonces, &package)
-            .map_err(|error| refuse(error.to_string()))?;
+        let shares =
+            sign::sign(&self.share, nonces, &package).map_err(|error| refuse(error.to_string()))?;
         let next = self.fresh(session, verified)?;
         let answer = Answered {
             attempt,
             commitments,
             shares: shares.clone(),
             next: next.clone(),
-            at_ms: self.last.monotonic_ms,
+            at_ms: self.nonces.now_ms(),
         };
         self.answers.insert(session, answer);
-        evict(&mut self.answers, |answer| answer.at_ms);
+        self.evict();
         Ok((shares, next))
     }
 
@@ -228,14 +172,19 @@ impl KeySafe {
         let (nonces, commitments) =
             sign::commit(&self.share, verified.messages().len(), &mut OsRng)
                 .map_err(|error| refuse(error.to_string()))?;
-        let held = Held {
-            nonces,
-            commitments: commitments.clone(),
-            made_ms: self.last.monotonic_ms,
-        };
-        self.nonces.insert(session, held);
-        evict(&mut self.nonces, |held| held.made_ms);
+        self.nonces.put(session, nonces, commitments.clone());
         Ok(commitments)
+    }
+
+    /// Drops the oldest answers beyond [`MAX_ANSWERS`].
+    fn evict(&mut self) {
+        while self.answers.len() > MAX_ANSWERS {
+            let oldest = self.answers.iter().min_by_key(|(_, answer)| answer.at_ms);
+            let Some(oldest) = oldest.map(|(id, _)| *id) else {
+                return;
+            };
+            self.answers.remove(&oldest);
+        }
     }
 }
 
@@ -246,20 +195,6 @@ fn package(verified: &Verified, commitments: &BTreeMap<SignerId, Commitments>) -
     }
 }
 
-/// Drops the oldest beyond [`MAX_HELD`].
-fn evict<T>(held: &mut BTreeMap<SessionId, T>, age: impl Fn(&T) -> u64) {
-    while held.len() > MAX_HELD {
-        let oldest = held
-            .iter()
-            .min_by_key(|(_, item)| age(item))
-            .map(|(id, _)| *id);
-        match oldest {
-            Some(id) => held.remove(&id),
-            None => return,
-        };
-    }
-}
-
 fn refuse(reason: String) -> Refusal {
     Refusal::new(Rule::S9, reason)
 }
@@ -267,7 +202,10 @@ fn refuse(reason: String) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing;
+    use crate::{
+        testing,
+        verify::s09_nonces::{MAX_JUMP_MS, NONCE_LIFE_MS},
+    };
 
     fn at(ms: u64) -> Reading {
         Reading {
@@ -281,7 +219,14 @@ mod tests {
         KeySafe::new(testing::own_share(index), at(0))
     }
 
-    const SESSION: SessionId = SessionId([7; 32]);
+    fn session() -> SessionId {
+        testing::genesis_session()
+    }
+
+    /// A promise of the genesis for an attempt.
+    fn promised(attempt: u32) -> Promised {
+        testing::promised_genesis(attempt)
+    }
 
     /// A round of commitments from all three safes.
     fn round1(
@@ -294,7 +239,7 @@ mod tests {
             .map(|safe| {
                 (
                     safe.share.signer(),
-                    safe.commit(at(ms), SESSION, verified).unwrap(),
+                    safe.commit(at(ms), session(), verified).unwrap(),
                 )
             })
             .collect()
@@ -312,9 +257,7 @@ mod tests {
         let shares: BTreeMap<_, _> = safes
             .iter_mut()
             .map(|safe| {
-                let (shares, _) = safe
-                    .sign(at(1), SESSION, 1, &verified, commitments.clone())
-                    .unwrap();
+                let (shares, _) = safe.sign(at(1), promised(1), commitments.clone()).unwrap();
                 (safe.share.signer(), shares)
             })
             .collect();
@@ -334,30 +277,24 @@ mod tests {
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
         let first = safes[0]
-            .sign(at(1), SESSION, 1, &verified, commitments.clone())
+            .sign(at(1), promised(1), commitments.clone())
             .unwrap();
         let again = safes[0]
-            .sign(at(2), SESSION, 1, &verified, commitments.clone())
+            .sign(at(2), promised(1), commitments.clone())
             .unwrap();
         assert_eq!(first, again);
         // Other commitments of another signer with the old nonces of this one: the attack on FROST.
         let mut changed = commitments.clone();
         let other = safes[1].share.signer();
-        changed.insert(other, safes[1].fresh(SESSION, &verified).unwrap());
+        changed.insert(other, safes[1].fresh(session(), &verified).unwrap());
         let refusal = safes[0]
-            .sign(at(4), SESSION, 1, &verified, changed.clone())
+            .sign(at(4), promised(1), changed.clone())
             .unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
-        let refusal = safes[0]
-            .sign(at(4), SESSION, 2, &verified, changed)
-            .unwrap_err();
+        let refusal = safes[0].sign(at(4), promised(2), changed).unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
         // The old request under a new number does not find its nonces either.
-        assert!(
-            safes[0]
-                .sign(at(4), SESSION, 2, &verified, commitments)
-                .is_err()
-        );
+        assert!(safes[0].sign(at(4), promised(2), commitments).is_err());
     }
 
     #[test]
@@ -366,12 +303,10 @@ mod tests {
         let mut safes = all();
         let mut commitments = round1(&mut safes, &verified, 0);
         let (first, next) = safes[0]
-            .sign(at(1), SESSION, 1, &verified, commitments.clone())
+            .sign(at(1), promised(1), commitments.clone())
             .unwrap();
         commitments.insert(safes[0].share.signer(), next);
-        let (second, _) = safes[0]
-            .sign(at(2), SESSION, 2, &verified, commitments)
-            .unwrap();
+        let (second, _) = safes[0].sign(at(2), promised(2), commitments).unwrap();
         assert_ne!(first, second);
     }
 
@@ -382,15 +317,18 @@ mod tests {
         let commitments = round1(&mut safes, &verified, 0);
         assert_eq!(round1(&mut safes, &verified, 100), commitments);
         let (_, next) = safes[0]
-            .sign(at(200), SESSION, 1, &verified, commitments.clone())
+            .sign(at(200), promised(1), commitments.clone())
             .unwrap();
         let me = safes[0].share.signer();
         assert_ne!(commitments[&me], next);
-        assert_eq!(safes[0].commit(at(300), SESSION, &verified).unwrap(), next);
+        assert_eq!(
+            safes[0].commit(at(300), session(), &verified).unwrap(),
+            next
+        );
         // Old ones are replaced before they can expire under a sign request.
         assert_ne!(
             safes[0]
-                .commit(at(200 + NONCE_LIFE_MS / 2), SESSION, &verified)
+                .commit(at(200 + NONCE_LIFE_MS / 2), session(), &verified)
                 .unwrap(),
             next
         );
@@ -403,12 +341,12 @@ mod tests {
         let commitments = round1(&mut safes, &verified, 0);
         let late = at(NONCE_LIFE_MS);
         let refusal = safes[0]
-            .sign(late, SESSION, 1, &verified, commitments.clone())
+            .sign(late, promised(1), commitments.clone())
             .unwrap_err();
         assert_eq!(refusal.rule, Rule::S9);
         assert!(
             safes[1]
-                .sign(at(NONCE_LIFE_MS - 1), SESSION, 1, &verified, commitments)
+                .sign(at(NONCE_LIFE_MS - 1), promised(1), commitments)
                 .is_ok()
         );
     }
@@ -421,7 +359,7 @@ mod tests {
         let mut restarted = safe(0);
         assert_eq!(
             restarted
-                .sign(at(1), SESSION, 1, &verified, commitments)
+                .sign(at(1), promised(1), commitments)
                 .unwrap_err()
                 .rule,
             Rule::S9
@@ -447,16 +385,16 @@ mod tests {
             let mut safes = all();
             let commitments = round1(&mut safes, &verified, 5);
             let refusal = safes[0]
-                .sign(reading.clone(), SESSION, 1, &verified, commitments.clone())
+                .sign(reading.clone(), promised(1), commitments.clone())
                 .unwrap_err();
             assert_eq!(refusal.rule, Rule::S9, "{reading:?}");
             // An answer from before is not given out either: the copy may have given another one.
             safes[1]
-                .sign(at(6), SESSION, 1, &verified, commitments.clone())
+                .sign(at(6), promised(1), commitments.clone())
                 .unwrap();
             assert!(
                 safes[1]
-                    .answered(reading, &SESSION, 1, &commitments)
+                    .answered(reading, &session(), 1, &commitments)
                     .is_none()
             );
         }
@@ -469,28 +407,9 @@ mod tests {
         let commitments = round1(&mut safes, &verified, 0);
         let mut two: BTreeMap<_, _> = commitments.clone();
         two.pop_last();
-        let refusal = safes[0]
-            .sign(at(1), SESSION, 1, &verified, two)
-            .unwrap_err();
+        let refusal = safes[0].sign(at(1), promised(1), two).unwrap_err();
         // A genesis certificate needs all n, whatever the threshold.
         assert_eq!(refusal.rule, Rule::S12);
-        assert!(
-            safes[0]
-                .sign(at(2), SESSION, 1, &verified, commitments)
-                .is_ok()
-        );
-    }
-
-    #[test]
-    fn only_so_many_sessions_hold_nonces() {
-        let verified = testing::verified_genesis();
-        let mut safe = safe(0);
-        for n in 0..=MAX_HELD {
-            let session = SessionId([u8::try_from(n).unwrap(); 32]);
-            safe.commit(at(u64::try_from(n).unwrap()), session, &verified)
-                .unwrap();
-        }
-        assert_eq!(safe.nonces.len(), MAX_HELD);
-        assert!(!safe.nonces.contains_key(&SessionId([0; 32])));
+        assert!(safes[0].sign(at(2), promised(1), commitments).is_ok());
     }
 }

@@ -166,7 +166,7 @@ pub enum Input {
 }
 
 /// What the caller must do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Pull the body if need be, verify, answer `Verified` or `Refused`.
     Verify(SessionId, PeerKey, Subject),
@@ -181,14 +181,33 @@ pub enum Effect {
     /// Write how long the quarantine lasts. Lost, it begins anew, which only makes it longer.
     Quarantined(Quarantine),
     /// Write the promise durably (a failure is fatal, S11), then sign this attempt and answer.
-    PromiseAndSign {
-        /// The session.
-        session: SessionId,
-        /// The attempt.
-        attempt: u32,
-        /// To write first: a batch's promise, or the genesis outpoint.
-        promise: Signable,
-    },
+    PromiseAndSign(Grant),
+}
+
+/// Leave to make the shares of one attempt, once its promise is on disk. Made by [`State::step`] alone, for an accepted
+/// session (its data is stored and passed on, S8) whose attempt is new (S9) and to which neither S7 nor S14 objects.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grant {
+    session: SessionId,
+    attempt: u32,
+    promise: Signable,
+}
+
+impl Grant {
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The attempt.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// To write first: a batch's promise, or the genesis outpoint.
+    pub fn promise(&self) -> &Signable {
+        &self.promise
+    }
 }
 
 /// What is written before a share leaves.
@@ -522,11 +541,11 @@ impl State {
             }
             Signable::Genesis(outpoint) => self.genesis = Some(*outpoint),
         }
-        vec![Effect::PromiseAndSign {
+        vec![Effect::PromiseAndSign(Grant {
             session: id,
             attempt,
             promise,
-        }]
+        })]
     }
 }
 

@@ -339,6 +339,14 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
     })
 }
 
+/// An operator's policy with these limits on withdrawals.
+pub fn policy(withdrawals: &str) -> String {
+    format!(
+        "window_blocks = 144\n\n[withdrawals]\n{withdrawals}\n\n[fees]\nmax_fee_sat = 500_000\n\
+         max_fee_rate_sat_per_vb = 300\nmax_net_fees_sat = 1_000_000\n"
+    )
+}
+
 /// Gives the address of its status pages.
 fn write_operator(
     dir: &Path,
@@ -356,14 +364,11 @@ fn write_operator(
         roster = "../roster.toml"
         parameters = "../vault.toml"
         passphrase_file = "passphrase"
+        policy = "policy.toml"
         sealing = "fast"
-        [caps]
-        max_fee_sat = 500_000
-        max_fee_rate_sat_per_vb = 300
-        max_net_fees_sat = 1_000_000
-        window_blocks = 144
     };
     let mut settings = settings;
+    fs::write(folder.join("policy.toml"), policy(""))?;
     settings.insert(
         "verifying_key".into(),
         path_value(&keys.join(VERIFYING_KEY_FILE)),

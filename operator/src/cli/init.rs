@@ -4,7 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use node::files;
-use operator::settings::{self, Settings};
+use operator::{
+    policy,
+    settings::{self, Settings},
+};
 use serde_json::json;
 
 use super::Reply;
@@ -16,8 +19,13 @@ pub(super) fn init(folder: &Path) -> anyhow::Result<Reply> {
         bail!("{} is there already; nothing was changed", file.display());
     }
     let identity = files::create_identity(&folder.join("identity"))?;
-    std::fs::write(&file, settings::template())
-        .with_context(|| format!("can't write {}", file.display()))?;
+    for (name, text) in [
+        (policy::FILE_NAME, policy::template()),
+        (settings::FILE_NAME, settings::template()),
+    ] {
+        let file = folder.join(name);
+        std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
+    }
     Ok(entry(
         &identity.public().to_string(),
         &["/ip4/YOUR.ADDRESS/tcp/9000".to_owned()],

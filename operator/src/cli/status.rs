@@ -38,6 +38,18 @@ fn words(status: &Status, now_ms: u64) -> String {
     if let Some(alarm) = &status.alarm {
         line("ALARM", alarm.clone());
     }
+    if let Some(paused) = &status.paused {
+        line("paused", paused.clone());
+    }
+    if let Some(problem) = &status.policy_problem {
+        line("POLICY", format!("the file is not in force: {problem}"));
+    }
+    if status.pending > 0 {
+        line(
+            "pending",
+            format!("{} operations wait for approval", status.pending),
+        );
+    }
     if let Some(quarantine) = &status.quarantine {
         line("quarantine", quarantine.reason.clone());
     }
@@ -126,8 +138,8 @@ fn verdict_line(verdict: &Verdict, now_ms: u64) -> String {
     if let (Some(rule), Some(reason)) = (&verdict.rule, &verdict.reason) {
         let _ = write!(line, ", {rule}: {reason}");
     }
-    if let Some(operation) = &verdict.operation {
-        let _ = write!(line, " (operation {operation})");
+    if !verdict.operations.is_empty() {
+        let _ = write!(line, " (operation {})", verdict.operations.join(", "));
     }
     if verdict.times > 1 {
         let _ = write!(line, " ({} times)", verdict.times);
@@ -154,7 +166,7 @@ mod tests {
                 subject: "batch 7".to_owned(),
                 result: "refused".to_owned(),
                 rule: Some("S5".to_owned()),
-                operation: Some("abcd".to_owned()),
+                operations: vec!["abcd".to_owned()],
                 reason: Some("the fee is too high".to_owned()),
                 ..Verdict::default()
             }]),

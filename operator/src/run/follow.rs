@@ -67,7 +67,7 @@ impl Node {
     }
 
     /// Data of batches that are final, and in the history, need not be held for others.
-    fn drop_held(&self) -> Result<(), RunError> {
+    fn drop_held(&mut self) -> Result<(), RunError> {
         let Some(open) = &self.open else {
             return Ok(());
         };
@@ -88,6 +88,7 @@ impl Node {
             }
             last
         };
+        self.settle_decisions(last)?;
         match blocking(|| held::drop_up_to(&self.store, last)) {
             Ok(()) => Ok(()),
             Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),

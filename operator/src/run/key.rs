@@ -184,7 +184,7 @@ impl Node {
         let (steps, received) = mpsc::channel(MAX_STEPS);
         tokio::spawn(follow(follower, steps));
         self.steps = Some(received);
-        let books = Books::new(history, self.store.clone(), self.parameters.deposit_fee);
+        let books = Books::new(history, self.store.clone(), vault.clone());
         tracing::info!(vault = %vault.id(), genesis = %outpoint, start, "the vault is open");
         self.open = Some(Open {
             vault,

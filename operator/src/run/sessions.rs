@@ -10,29 +10,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitcoin::Transaction;
+use bitcoin::{OutPoint, Transaction};
+use chain::rpc::UnspentOutput;
 use node::{
     clock,
     cost::{Meter, Stopwatch},
     history,
 };
 use protocol::{
-    batch::Candidate,
+    batch::{Body, Candidate},
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule, SessionId, Subject},
-    signer::{self, Effect, Quarantine, Signable},
+    signer::{self, Effect, Grant, Quarantine},
     vault::Genesis,
 };
 use threshold::{SignerId, sign::Commitments};
 use tokio::{sync::OwnedSemaphorePermit, task};
 
-use super::{Event, MAX_EARLY, Node, Open, Work, blocking, lock, ms_since, show::describe};
+use super::{
+    Denied, Event, MAX_EARLY, Node, Open, Work, blocking, decide::own_history, lock, ms_since,
+    show::describe,
+};
 use crate::{
     body, held,
     peers::{Peers, Reply},
-    promises::{self, GenesisPromise},
+    promises::{self, GenesisPromise, PromiseError, Promised},
     vault::Reading,
-    verify::{self, Evidence, Verified, genesis},
+    verify::{self, Affirmed, Evidence, Kept, Standing, Verified, genesis},
 };
 
 /// How often a verdict waits for the own ledger, and the pause between.
@@ -116,8 +120,8 @@ impl Node {
                 Effect::Refuse(id, coordinator, refusal) => self.refuse(id, coordinator, refusal),
                 Effect::Quarantined(quarantine) => self.write_quarantine(&quarantine),
                 // Comes of a sign request only, which carries it out itself.
-                Effect::PromiseAndSign { session, .. } => {
-                    tracing::error!(%session, "a share that nobody asked for")
+                Effect::PromiseAndSign(grant) => {
+                    tracing::error!(session = %grant.session(), "a share that nobody asked for")
                 }
             }
         }
@@ -128,6 +132,10 @@ impl Node {
         self.since.insert(id, begin);
         let what = describe(&subject);
         tracing::info!(stage = "verify", session = %id, %from, what, "verifying");
+        if let Err(refusal) = verify::may_sign(self.state.alarm.as_deref(), &self.decisions) {
+            self.note_verdict(id, &from, &subject, Err(&refusal));
+            return self.deny(id, refusal);
+        }
         let Ok(permit) = self.verifiers.clone().try_acquire_owned() else {
             let refusal = Refusal::new(Rule::S12, "too many proposals are being verified");
             self.note_verdict(id, &from, &subject, Err(&refusal));
@@ -154,12 +162,12 @@ impl Node {
                 let verified = genesis::check(&key, hash, &genesis, output)?;
                 Ok(Work {
                     verified: Arc::new(Verified::Genesis(verified)),
-                    body: None,
+                    kept: None,
                 })
             };
-            let verdict = verdict.await;
+            let verdict: Result<Work, Refusal> = verdict.await;
             drop(permit);
-            Some(Event::Judged(id, verdict))
+            Some(Event::Judged(id, verdict.map_err(Denied::from)))
         });
     }
 
@@ -174,12 +182,7 @@ impl Node {
             return;
         };
         let (store, peers, rpc) = (self.store.clone(), self.peers.clone(), self.rpc.clone());
-        let (caps, key) = (self.caps.clone(), self.verifying_key.clone());
-        let is_bump = self
-            .state
-            .promises
-            .get(&(candidate.sequence, candidate.parent))
-            .is_some_and(|promise| promise.body == candidate.body);
+        let (key, standing) = (self.verifying_key.clone(), self.standing(Some(&candidate)));
         self.spawn(async move {
             let verdict = async {
                 let bytes = body::pull(&store, &peers, from, candidate.body).await?;
@@ -188,64 +191,56 @@ impl Node {
                 let outputs = body::outputs(&rpc, &candidate, &body, confirmations).await?;
                 catch_up(&open).await;
                 let judge = move || {
-                    let (head, replay, recent_net_fees) = {
-                        let mut books = lock(&open.books);
-                        if !books.history.is_current() {
-                            return Err(Refusal::new(Rule::S4, "the own ledger has not caught up"));
-                        }
-                        let recent =
-                            books.recent_net_fees(caps.window_blocks).map_err(|error| {
-                                Refusal::new(Rule::S5, format!("own history: {error}"))
-                            })?;
-                        (
-                            books.history.head(),
-                            books.history.replay(&body.operations, body.sequence),
-                            recent,
-                        )
-                    };
-                    let vault = open.vault.clone();
-                    let evidence = Evidence {
-                        vault,
-                        candidate,
-                        body,
-                        head,
-                        outputs,
-                        replay,
-                        is_bump,
-                        caps,
-                        recent_net_fees,
-                    };
+                    let evidence = Arc::new(gather(&open, candidate, body, outputs, standing)?);
                     let watch = Stopwatch::process();
-                    let verified = verify::batch(&evidence, &key);
+                    let verified = verify::batch(evidence.clone(), &key);
                     watch.cost().record(&JUDGE, evidence.body.proofs.len());
-                    verified
+                    verified.map_err(|refusal| Denied {
+                        held: if refusal.rule == Rule::S6 {
+                            verify::held(&evidence)
+                        } else {
+                            Vec::new()
+                        },
+                        refusal,
+                        sequence: evidence.candidate.sequence,
+                    })
                 };
                 let verified = task::spawn_blocking(judge).await.map_err(|error| {
                     Refusal::new(Rule::S4, format!("the verifier failed: {error}"))
                 })??;
                 Ok(Work {
                     verified: Arc::new(Verified::Batch(verified)),
-                    body: Some(Arc::new(bytes)),
+                    kept: None,
                 })
             };
-            let verdict = verdict.await;
+            let verdict: Result<Work, Denied> = verdict.await;
             drop(permit);
             Some(Event::Judged(id, verdict))
         });
     }
 
-    pub(super) fn judged(&mut self, id: SessionId, verdict: Result<Work, Refusal>) {
+    pub(super) fn judged(&mut self, id: SessionId, verdict: Result<Work, Denied>) {
         let elapsed_ms = self.since.get(&id).map_or(0, |begin| ms_since(*begin));
         let elapsed = Duration::from_millis(elapsed_ms).as_secs_f64();
         metrics::histogram!("operator_verify_seconds").record(elapsed);
-        self.note_session(id, verdict.as_ref().map(|_| "verified"));
+        // Pause, policy or promises may have changed while it was verified.
+        let verdict = verdict.and_then(|work| {
+            self.again(&work.verified)?;
+            Ok(work)
+        });
+        let noted = verdict.as_ref().map(|_| "verified");
+        self.note_session(id, noted.map_err(|denied| &denied.refusal));
         match verdict {
             Ok(work) => {
                 tracing::info!(stage = "verify", session = %id, elapsed_ms, "verified");
+                metrics::counter!("operator_decisions", "decision" => "verified").increment(1);
                 self.work.insert(id, work);
                 self.step(signer::Input::Verified(id));
             }
-            Err(refusal) => self.step(signer::Input::Refused(id, refusal)),
+            Err(denied) => {
+                self.note_held(denied.held, denied.sequence);
+                self.deny(id, denied.refusal);
+            }
         }
     }
 
@@ -256,14 +251,9 @@ impl Node {
         };
         let store = self.store.clone();
         self.spawn(async move {
-            let (Verified::Batch(batch), Some(body)) = (&*work.verified, &work.body) else {
-                return Some(Event::Stored(id));
-            };
-            let (candidate, body) = (batch.candidate().clone(), body.clone());
-            let written =
-                task::spawn_blocking(move || history::keep(&store, &candidate, &body)).await;
+            let written = task::spawn_blocking(move || Kept::write(&store, work.verified)).await;
             match written {
-                Ok(Ok(())) => Some(Event::Stored(id)),
+                Ok(Ok(kept)) => Some(Event::Stored(id, kept)),
                 Ok(Err(error)) => promises::stop_on_failed_write(&error),
                 Err(_) => None,
             }
@@ -271,19 +261,18 @@ impl Node {
     }
 
     fn pass_on(&self, id: SessionId, peer: PeerKey) {
-        let Some(work) = self.work.get(&id).cloned() else {
+        let Some(kept) = self.work.get(&id).and_then(|work| work.kept.clone()) else {
             return;
         };
         let peers = self.peers.clone();
         self.spawn(async move {
-            let (Verified::Batch(batch), Some(body)) = (&*work.verified, &work.body) else {
-                return Some(Event::Receipt(id, peer));
-            };
-            let ask = Ask::Keep {
-                candidate: batch.candidate().clone(),
-                body: body.to_vec(),
-            };
-            offer(&peers, peer, &ask).await;
+            if let (Verified::Batch(batch), Some(body)) = (&**kept.verified(), kept.body()) {
+                let ask = Ask::Keep {
+                    candidate: batch.candidate().clone(),
+                    body: body.to_vec(),
+                };
+                offer(&peers, peer, &ask).await;
+            }
             Some(Event::Receipt(id, peer))
         });
     }
@@ -327,11 +316,9 @@ impl Node {
     }
 
     fn refuse(&self, id: SessionId, coordinator: PeerKey, refusal: Refusal) {
-        let operation = refusal
-            .operation
-            .map(|id| id.to_string())
-            .unwrap_or_default();
-        tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operation, "refused");
+        let operations: Vec<String> = refusal.operations.iter().map(ToString::to_string).collect();
+        let operations = operations.join(" ");
+        tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operations, "refused");
         metrics::counter!("operator_refusals", "rule" => format!("{:?}", refusal.rule))
             .increment(1);
         let peers = self.peers.clone();
@@ -362,9 +349,9 @@ impl Node {
     ) {
         match self.promise(from, id, attempt, &commitments) {
             Ok(Ready::Answered(answer)) => reply.send(*answer),
-            Ok(Ready::Promised) => {
+            Ok(Ready::Promised(promised)) => {
                 self.note_session(id, Ok("signed"));
-                self.give_share(id, attempt, commitments, reply);
+                self.give_share(promised, commitments, reply);
             }
             Err(refusal) => {
                 self.note_session(id, Err(&refusal));
@@ -391,6 +378,12 @@ impl Node {
         }
         let work = self.work.get(&id).cloned().ok_or_else(unknown)?;
         let safe = self.safe.clone().ok_or_else(unknown)?;
+        let early = || Refusal::new(Rule::S8, "this session is not accepted yet");
+        let kept = work.kept.ok_or_else(early)?;
+        let affirmed = self.affirm(&kept).inspect_err(|refusal| {
+            // The session ends, so that the batch is judged anew when it is proposed again.
+            self.deny(id, refusal.clone());
+        })?;
         let answered = blocking(|| {
             let mut safe = lock(&safe);
             if let Some((shares, next)) = safe.answered(Reading::now(), &id, attempt, commitments) {
@@ -407,31 +400,26 @@ impl Node {
             session: id,
             attempt,
         };
-        let effects = self.state.step(clock::now_ms(), request)?;
-        for effect in effects {
-            if let Effect::PromiseAndSign { promise, .. } = effect {
-                self.write_promise(&promise, &work.verified);
-            }
-        }
-        Ok(Ready::Promised)
+        let mut effects = self.state.step(clock::now_ms(), request)?;
+        let Some(Effect::PromiseAndSign(grant)) = effects.pop() else {
+            return Err(early());
+        };
+        self.write_promise(grant, affirmed).map(Ready::Promised)
     }
 
-    fn write_promise(&mut self, promise: &Signable, verified: &Verified) {
-        let written = blocking(|| match (promise, verified) {
-            (Signable::Batch(promise), _) => promises::save_batch(&self.store, promise),
-            (Signable::Genesis(outpoint), Verified::Genesis(genesis)) => {
-                let promise = GenesisPromise {
-                    outpoint: *outpoint,
-                    height: genesis.height(),
-                };
-                self.genesis = Some(promise);
-                promises::save_genesis(&self.store, &promise)
+    fn write_promise(&mut self, grant: Grant, affirmed: Affirmed) -> Result<Promised, Refusal> {
+        match blocking(|| Promised::write(&self.store, grant, affirmed)) {
+            Ok(promised) => {
+                if let Verified::Genesis(genesis) = promised.verified() {
+                    self.genesis = Some(GenesisPromise::of(genesis));
+                }
+                Ok(promised)
             }
-            // The machine promises what the session is about.
-            (Signable::Genesis(_), Verified::Batch(_)) => Ok(()),
-        });
-        if let Err(error) = written {
-            promises::stop_on_failed_write(&error);
+            Err(PromiseError::Commit(error)) => promises::stop_on_failed_write(&error),
+            Err(error @ PromiseError::Mismatch) => {
+                tracing::error!(%error, "nothing is signed");
+                Err(Refusal::new(Rule::S11, error.to_string()))
+            }
         }
     }
 
@@ -445,19 +433,19 @@ impl Node {
 
     fn give_share(
         &self,
-        id: SessionId,
-        attempt: u32,
+        promised: Promised,
         commitments: BTreeMap<SignerId, Commitments>,
         reply: Reply,
     ) {
-        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else {
+        let Some(safe) = self.safe.clone() else {
             return;
         };
         task::spawn_blocking(move || {
+            let (id, attempt) = (promised.session(), promised.attempt());
+            let inputs = promised.verified().messages().len();
             let watch = Stopwatch::thread();
-            let signed = lock(&safe).sign(Reading::now(), id, attempt, &work.verified, commitments);
+            let signed = lock(&safe).sign(Reading::now(), promised, commitments);
             let cost = watch.cost();
-            let inputs = work.verified.messages().len();
             cost.record(&ROUND2, inputs);
             tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_us = cost.wall.as_micros(), "shares made");
             reply.send(match signed {
@@ -504,6 +492,36 @@ impl Node {
     }
 }
 
+/// All that a batch is judged by, but for what was asked of the own node before.
+fn gather(
+    open: &Open,
+    candidate: Candidate,
+    body: Body,
+    outputs: BTreeMap<OutPoint, UnspentOutput>,
+    standing: Standing,
+) -> Result<Evidence, Refusal> {
+    let mut books = lock(&open.books);
+    if !books.history.is_current() {
+        return Err(Refusal::new(Rule::S4, "the own ledger has not caught up"));
+    }
+    let recent = books
+        .recent(standing.policy.window_blocks())
+        .map_err(own_history)?;
+    Ok(Evidence {
+        vault: open.vault.clone(),
+        head: books.history.head(),
+        replay: books.history.replay(&body.operations, body.sequence),
+        standing: Standing {
+            height: books.history.height(),
+            recent,
+            ..standing
+        },
+        candidate,
+        body,
+        outputs,
+    })
+}
+
 /// Gives the own ledger a moment to take in the batch that was confirmed last.
 async fn catch_up(open: &Open) {
     for _ in 0..MAX_WAITS {
@@ -519,7 +537,7 @@ enum Ready {
     /// It had this answer before.
     Answered(Box<Answer>),
     /// The promise is on disk.
-    Promised,
+    Promised(Promised),
 }
 
 /// Offers batch data until it is kept, a few times: a peer may be a block behind.

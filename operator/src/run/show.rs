@@ -11,7 +11,10 @@ use protocol::{
 use threshold::dkg;
 
 use super::{Node, lock};
-use crate::status::{self, Status, Verdict};
+use crate::{
+    decisions::Pause,
+    status::{self, Status, Verdict},
+};
 
 impl Node {
     /// Renews what the status pages and the admin socket show.
@@ -19,6 +22,8 @@ impl Node {
         let shown = self.shown();
         metrics::gauge!("operator_ready").set(if shown.not_ready.is_none() { 1.0 } else { 0.0 });
         metrics::gauge!("operator_alarm").set(if shown.alarm.is_some() { 1.0 } else { 0.0 });
+        metrics::gauge!("operator_paused").set(if shown.paused.is_some() { 1.0 } else { 0.0 });
+        metrics::gauge!("operator_pending").set(count(shown.pending));
         metrics::gauge!("operator_height").set(f64::from(shown.height));
         metrics::gauge!("operator_peers").set(count(shown.connected.len()));
         metrics::gauge!("operator_sessions").set(count(shown.sessions));
@@ -35,9 +40,13 @@ impl Node {
             .state
             .quarantined()
             .map(|now| self.describe_quarantine(now));
-        let waits_for = waits_for.map(str::to_owned).or(quarantine
-            .as_ref()
-            .map(|quarantine| quarantine.reason.clone()));
+        let paused = self.decisions.pause().map(Pause::describe);
+        let waits_for = waits_for
+            .map(str::to_owned)
+            .or(paused.clone())
+            .or(quarantine
+                .as_ref()
+                .map(|quarantine| quarantine.reason.clone()));
         let own = self.identity.public();
         let connected = self.peers.connected();
         let others = self.roster.members().filter(|member| member.key != own);
@@ -77,6 +86,9 @@ impl Node {
             connected: self.names(&connected),
             sessions: self.state.sessions(),
             nonces: safe.as_ref().map_or(0, |safe| safe.nonces()),
+            paused,
+            pending: self.decisions.waiting().len(),
+            policy_problem: self.policy.problem().map(str::to_owned),
             verdicts: self.verdicts.clone(),
             ..Status::starting()
         }
@@ -192,9 +204,11 @@ impl Node {
             subject: describe(subject),
             result: verdict.unwrap_or("refused").to_owned(),
             rule: refusal.map(|refusal| format!("{:?}", refusal.rule)),
-            operation: refusal
-                .and_then(|refusal| refusal.operation)
-                .map(|id| id.to_string()),
+            operations: refusal
+                .iter()
+                .flat_map(|refusal| &refusal.operations)
+                .map(ToString::to_string)
+                .collect(),
             reason: refusal.map(|refusal| refusal.reason.clone()),
         };
         status::note(&mut self.verdicts, noted);

@@ -50,3 +50,40 @@ pub(super) fn messages(transaction: &BatchTransaction) -> Result<Vec<Message>, R
         .messages()
         .map_err(|error| Refusal::new(Rule::S1, error.to_string()))
 }
+
+#[cfg(test)]
+pub(super) mod cases {
+    use bitcoin::{Amount, Txid, hashes::Hash as _};
+    use protocol::message::Rule;
+
+    use crate::verify::fixture::{Case, outpoint};
+
+    pub(in crate::verify) fn all() -> Vec<Case> {
+        vec![
+            (
+                "another transaction",
+                |e| e.candidate.txid = Txid::all_zeros(),
+                Rule::S1,
+                "rebuilt from own data",
+            ),
+            (
+                "another fee than stated",
+                |e| e.candidate.fee += Amount::ONE_SAT,
+                Rule::S1,
+                "rebuilt from own data",
+            ),
+            (
+                "a top-up that is left out",
+                |e| e.candidate.top_ups = vec![outpoint(9)],
+                Rule::S1,
+                "rebuilt from own data",
+            ),
+            (
+                "a fee that nothing can pay",
+                |e| e.candidate.fee = Amount::from_sat(1_000_000),
+                Rule::S1,
+                "can't pay",
+            ),
+        ]
+    }
+}

@@ -15,7 +15,7 @@ use protocol::{
     transaction::{Swept, TopUp},
 };
 
-use super::Evidence;
+use super::{Evidence, s07_one_batch};
 
 /// All inputs but the treasury, as the own node knows them.
 pub(super) struct Inputs {
@@ -107,7 +107,11 @@ fn refund_is_far(
     let margin =
         u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
     // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
-    let needed = if evidence.is_bump { 1 } else { margin };
+    let needed = if s07_one_batch::is_bump(evidence) {
+        1
+    } else {
+        margin
+    };
     if left < needed {
         return Err(refuse(format!(
             "its refund opens in {left} blocks, {needed} are needed"
@@ -172,4 +176,155 @@ fn confirmed_output<'a>(
 
 fn refuse(reason: String) -> Refusal {
     Refusal::new(Rule::S2, reason)
+}
+
+#[cfg(test)]
+pub(super) mod cases {
+    use bitcoin::Amount;
+    use ledger::Operation;
+    use protocol::message::Rule;
+
+    use crate::verify::fixture::{Case, DEPTH, bump, op, outpoint, output, payout_script};
+
+    pub(in crate::verify) fn all() -> Vec<Case> {
+        vec![
+            (
+                "another parent",
+                |e| e.candidate.parent.vout ^= 1,
+                Rule::S2,
+                "not the latest treasury",
+            ),
+            (
+                "a spent deposit",
+                |e| drop(e.outputs.remove(&outpoint(2))),
+                Rule::S2,
+                "not an unspent output",
+            ),
+            (
+                "a young deposit",
+                |e| output(e, 1).confirmations = DEPTH - 1,
+                Rule::S2,
+                "confirmations",
+            ),
+            (
+                "a young coinbase",
+                |e| {
+                    output(e, 1).coinbase = true;
+                    output(e, 1).confirmations = 99;
+                },
+                Rule::S2,
+                "99 of 100",
+            ),
+            (
+                "another script",
+                |e| output(e, 1).script_pubkey = payout_script(),
+                Rule::S2,
+                "does not pay the address",
+            ),
+            (
+                "an underpaid deposit",
+                |e| output(e, 1).value = Amount::from_sat(100_999),
+                Rule::S2,
+                "credits",
+            ),
+            (
+                "a deposit below the minimum",
+                |e| output(e, 1).value = Amount::from_sat(19_999),
+                Rule::S2,
+                "smallest deposit",
+            ),
+            (
+                "another's terms",
+                |e| e.body.terms.swap(0, 1),
+                Rule::S2,
+                "another account",
+            ),
+            (
+                "cheaper terms",
+                |e| e.body.terms[0].fee = Amount::ZERO,
+                Rule::S2,
+                "deposit fee",
+            ),
+            (
+                "terms of another vault",
+                |e| e.body.terms[0].vault.0[0] ^= 1,
+                Rule::S2,
+                "vault id",
+            ),
+            (
+                "another refund delay",
+                |e| e.body.terms[0].refund_delay += 1,
+                Rule::S2,
+                "refund delay",
+            ),
+            (
+                "a deposit credited twice",
+                |e| {
+                    let Operation::Deposit {
+                        account, amount, ..
+                    } = *op(e, 0)
+                    else {
+                        panic!()
+                    };
+                    let amount = amount - Amount::ONE_SAT;
+                    *op(e, 1) = Operation::Deposit {
+                        account,
+                        amount,
+                        outpoint: outpoint(1),
+                    };
+                    e.body.terms[1] = e.body.terms[0].clone();
+                },
+                Rule::S2,
+                "twice",
+            ),
+            (
+                "a refund that opens soon",
+                |e| output(e, 1).confirmations = 144 - 36 + 1,
+                Rule::S2,
+                "refund opens in",
+            ),
+            (
+                "a bump after the refund opened",
+                |e| {
+                    bump(e);
+                    output(e, 1).confirmations = 144;
+                },
+                Rule::S2,
+                "refund opens in 0",
+            ),
+            (
+                "a top-up that is the treasury",
+                |e| e.candidate.top_ups = vec![e.head.outpoint],
+                Rule::S2,
+                "twice",
+            ),
+            (
+                "a top-up that is a deposit",
+                |e| e.candidate.top_ups = vec![outpoint(1)],
+                Rule::S2,
+                "twice",
+            ),
+            (
+                "an unknown top-up",
+                |e| e.candidate.top_ups = vec![outpoint(7)],
+                Rule::S2,
+                "not an unspent output",
+            ),
+            (
+                "a top-up that is another's",
+                |e| {
+                    e.candidate.top_ups = vec![outpoint(9)];
+                    output(e, 9).script_pubkey = payout_script();
+                },
+                Rule::S2,
+                "does not pay the vault",
+            ),
+            (
+                "too many top-ups",
+                |e| e.candidate.top_ups = (20..29).map(outpoint).collect(),
+                Rule::S2,
+                "more than 8",
+            ),
+        ]
+    }
 }

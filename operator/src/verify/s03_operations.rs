@@ -84,3 +84,97 @@ fn check_operation(evidence: &Evidence, operation: &Operation) -> Result<(), Ref
 fn refuse(reason: impl Into<String>) -> Refusal {
     Refusal::new(Rule::S3, reason)
 }
+
+#[cfg(test)]
+pub(super) mod cases {
+    use bitcoin::{Amount, ScriptBuf};
+    use ledger::{Operation, SequenceNumber};
+    use protocol::message::Rule;
+
+    use crate::verify::fixture::{Case, op};
+
+    pub(in crate::verify) fn all() -> Vec<Case> {
+        vec![
+            (
+                "another vault's body",
+                |e| e.body.vault.0[0] ^= 1,
+                Rule::S3,
+                "another vault",
+            ),
+            (
+                "another vault's candidate",
+                |e| e.candidate.vault.0[0] ^= 1,
+                Rule::S3,
+                "another vault",
+            ),
+            (
+                "another number in the candidate",
+                |e| e.candidate.sequence.0 = 2,
+                Rule::S3,
+                "the candidate batch 2",
+            ),
+            (
+                "no operations",
+                |e| e.body.operations.clear(),
+                Rule::S3,
+                "empty",
+            ),
+            (
+                "too many operations",
+                |e| e.body.operations = vec![e.body.operations[2].clone(); 65],
+                Rule::S3,
+                "more than 64",
+            ),
+            (
+                "an operation twice",
+                |e| *op(e, 3) = op(e, 2).clone(),
+                Rule::S3,
+                "in the batch twice",
+            ),
+            (
+                "a fee that is too small",
+                |e| {
+                    let Operation::Transfer { fee, .. } = op(e, 2) else {
+                        panic!()
+                    };
+                    *fee = Amount::from_sat(99);
+                },
+                Rule::S3,
+                "below the vault's",
+            ),
+            (
+                "an expired operation",
+                |e| {
+                    let Operation::Withdraw { last_valid, .. } = op(e, 3) else {
+                        panic!()
+                    };
+                    *last_valid = SequenceNumber(0);
+                },
+                Rule::S3,
+                "expired",
+            ),
+            (
+                "a payout that is dust",
+                |e| {
+                    let Operation::Withdraw { amount, .. } = op(e, 3) else {
+                        panic!()
+                    };
+                    *amount = Amount::from_sat(293);
+                },
+                Rule::S3,
+                "at least 294",
+            ),
+            (
+                "a payout to no standard script",
+                |e| {
+                    let Operation::Withdraw { script_pubkey, .. } = op(e, 3) else {
+                        panic!()
+                    };
+                    *script_pubkey = ScriptBuf::from_bytes(vec![0x51]);
+                },
+                Rule::S3,
+                "standard",
+            ),
+        ]
+    }
+}

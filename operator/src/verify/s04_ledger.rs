@@ -65,3 +65,86 @@ pub(super) fn check<'a>(
 fn refuse(reason: impl Into<String>) -> Refusal {
     Refusal::new(Rule::S4, reason)
 }
+
+#[cfg(test)]
+pub(super) mod cases {
+    use bitcoin::Amount;
+    use ledger::{Operation, OperationError};
+    use protocol::message::Rule;
+
+    use crate::verify::fixture::{Case, op};
+
+    pub(in crate::verify) fn all() -> Vec<Case> {
+        vec![
+            (
+                "a number that does not follow",
+                |e| {
+                    e.body.sequence.0 = 2;
+                    e.candidate.sequence.0 = 2;
+                },
+                Rule::S4,
+                "does not follow",
+            ),
+            (
+                "an operation that does not apply",
+                |e| e.replay = Err((3, OperationError::BadSignature)),
+                Rule::S4,
+                "operation 3",
+            ),
+            (
+                "another digest at the treasury",
+                |e| e.head.commitment.digest[0] ^= 1,
+                Rule::S4,
+                "own ledger",
+            ),
+            (
+                "another supply at the treasury",
+                |e| e.head.commitment.supply = Amount::ONE_SAT,
+                Rule::S4,
+                "own ledger",
+            ),
+            (
+                "another digest at the end",
+                |e| e.body.digests[1][0] ^= 1,
+                Rule::S4,
+                "digests",
+            ),
+            (
+                "a digest too many",
+                |e| e.body.digests.push([0; 32]),
+                Rule::S4,
+                "digests",
+            ),
+            (
+                "no proof",
+                |e| e.body.proofs.clear(),
+                Rule::S4,
+                "0 proofs for 1",
+            ),
+            (
+                "a cut proof",
+                |e| e.body.proofs[0].truncate(127),
+                Rule::S4,
+                "does not decode",
+            ),
+            (
+                "a proof of the wrong half",
+                |e| e.body.proofs[0].rotate_left(32),
+                Rule::S4,
+                "the proof of chunk 0",
+            ),
+            (
+                // What the proof commits to is the operations that are paid, not others.
+                "a proof of another amount",
+                |e| {
+                    let Operation::Withdraw { amount, .. } = op(e, 3) else {
+                        panic!()
+                    };
+                    *amount = Amount::from_sat(30_000);
+                },
+                Rule::S4,
+                "does not verify",
+            ),
+        ]
+    }
+}

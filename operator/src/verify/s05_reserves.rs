@@ -9,10 +9,9 @@ use protocol::{
     transaction::{BatchTransaction, TREASURY_DUST},
 };
 
-use super::Evidence;
+use super::{Evidence, Standing};
 
 pub(super) fn check(
-    evidence: &Evidence,
     transaction: &BatchTransaction,
     transition: &Transition,
 ) -> Result<(), Refusal> {
@@ -28,11 +27,15 @@ pub(super) fn check(
             "the treasury would hold {value}, below the dust limit"
         )));
     }
-    check_caps(evidence, transaction)
+    Ok(())
 }
 
-fn check_caps(evidence: &Evidence, transaction: &BatchTransaction) -> Result<(), Refusal> {
-    let caps = &evidence.caps;
+pub(super) fn check_caps(
+    evidence: &Evidence,
+    standing: &Standing,
+    transaction: &BatchTransaction,
+) -> Result<(), Refusal> {
+    let caps = standing.policy.fees();
     let fee = transaction.fee;
     if fee > caps.max_fee() {
         return Err(refuse(format!(
@@ -49,7 +52,7 @@ fn check_caps(evidence: &Evidence, transaction: &BatchTransaction) -> Result<(),
             caps.max_fee_rate_sat_per_vb
         )));
     }
-    let net = evidence.recent_net_fees.saturating_add(net_fees(
+    let net = standing.recent.net_fees.saturating_add(net_fees(
         fee,
         &evidence.body,
         &evidence.vault.parameters().deposit_fee,
@@ -57,7 +60,8 @@ fn check_caps(evidence: &Evidence, transaction: &BatchTransaction) -> Result<(),
     if net > i128::from(caps.max_net_fees_sat) {
         return Err(refuse(format!(
             "miner fees would exceed users' fees by {net} sats within {} blocks, the cap is {}",
-            caps.window_blocks, caps.max_net_fees_sat
+            standing.policy.window_blocks(),
+            caps.max_net_fees_sat
         )));
     }
     Ok(())
@@ -77,4 +81,50 @@ pub(crate) fn net_fees(fee: Amount, body: &Body, deposit_fee: &Amount) -> i128 {
 
 fn refuse(reason: String) -> Refusal {
     Refusal::new(Rule::S5, reason)
+}
+
+#[cfg(test)]
+pub(super) mod cases {
+    use bitcoin::Amount;
+    use protocol::message::Rule;
+
+    use crate::verify::fixture::{Case, rebuilt, set_fees};
+
+    pub(in crate::verify) fn all() -> Vec<Case> {
+        vec![
+            (
+                "a treasury below the supply",
+                |e| {
+                    // 128,400 sats of supply against 152,000 + 330 - 20,000 - 5,000.
+                    e.head.value = Amount::from_sat(330);
+                    e.candidate.fee = Amount::from_sat(5_000);
+                    set_fees(e, "max_net_fees_sat = 10_000");
+                    rebuilt(e);
+                },
+                Rule::S5,
+                "for a supply of",
+            ),
+            (
+                "a fee above the cap",
+                |e| {
+                    e.candidate.fee = Amount::from_sat(5_001);
+                    rebuilt(e);
+                },
+                Rule::S5,
+                "above this operator's cap",
+            ),
+            (
+                "a fee rate above the cap",
+                |e| set_fees(e, "max_fee_rate_sat_per_vb = 4"),
+                Rule::S5,
+                "sat/vB",
+            ),
+            (
+                "fees above what users paid lately",
+                |e| e.standing.recent.net_fees = 1_601,
+                Rule::S5,
+                "within 144 blocks",
+            ),
+        ]
+    }
 }

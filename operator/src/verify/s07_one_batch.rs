@@ -1,0 +1,79 @@
+//! S7: once a share is out for a batch, another candidate for its sequence number is signed only if it is the same
+//! batch with a higher fee; or a different batch once the first can no longer confirm, or has stayed unconfirmed for
+//! the replacement delay.
+//!
+//! The rule itself is `protocol::signer::judge`. It is asked here, so that a coordinator learns at its proposal that it
+//! has to wait, and again by the signing machine at the sign request, because a promise may have been given in
+//! between.
+
+use protocol::{message::Refusal, signer};
+
+use super::{Evidence, Standing};
+
+pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refusal> {
+    signer::judge(
+        standing.promise.as_ref(),
+        &evidence.candidate,
+        standing.height,
+        evidence.vault.parameters().replacement_delay.into(),
+    )
+    .map(|_| ())
+}
+
+/// Whether this operator has signed this body before: the candidate can only be a fee bump of it.
+pub(super) fn is_bump(evidence: &Evidence) -> bool {
+    let promise = evidence.standing.promise.as_ref();
+    promise.is_some_and(|promise| promise.body == evidence.candidate.body)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Amount;
+    use protocol::{batch::BodyHash, message::Rule, signer::Promise};
+
+    use super::*;
+    use crate::verify::fixture::{self, Users};
+
+    fn promised(evidence: &Evidence) -> Promise {
+        Promise {
+            sequence: evidence.candidate.sequence,
+            parent: evidence.candidate.parent,
+            body: evidence.candidate.body,
+            fee: evidence.candidate.fee,
+            txid: evidence.candidate.txid,
+            height: evidence.standing.height,
+        }
+    }
+
+    #[test]
+    fn another_batch_waits_for_the_replacement_delay() {
+        let mut evidence = fixture::without_proofs(&Users::new());
+        check(&evidence, &evidence.standing).unwrap();
+        let mut promise = promised(&evidence);
+        promise.body = BodyHash([9; 32]);
+        evidence.standing.promise = Some(promise);
+        let refusal = check(&evidence, &evidence.standing).unwrap_err();
+        assert_eq!(refusal.rule, Rule::S7);
+        assert!(refusal.operations.is_empty());
+        assert!(!is_bump(&evidence));
+        let delay = evidence.vault.parameters().replacement_delay;
+        evidence.standing.height += u32::from(delay);
+        check(&evidence, &evidence.standing).unwrap();
+    }
+
+    #[test]
+    fn the_same_batch_again_is_a_bump_if_it_pays_more() {
+        let mut evidence = fixture::without_proofs(&Users::new());
+        let mut promise = promised(&evidence);
+        evidence.standing.promise = Some(promise.clone());
+        check(&evidence, &evidence.standing).unwrap();
+        assert!(is_bump(&evidence));
+        promise.txid = evidence.head.outpoint.txid;
+        evidence.standing.promise = Some(promise.clone());
+        let refusal = check(&evidence, &evidence.standing).unwrap_err();
+        assert_eq!(refusal.rule, Rule::S7);
+        promise.fee -= Amount::ONE_SAT;
+        evidence.standing.promise = Some(promise);
+        check(&evidence, &evidence.standing).unwrap();
+    }
+}
