@@ -1,21 +1,34 @@
 //! Stage 6: has a batch signed, completes the transaction, stores it, and only then passes it on.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use ledger::OperationId;
 use node::clock::now_ms;
 use protocol::{
     api::{BatchStatus, RequestStatus},
-    message::{Gossip, Subject, encode},
+    identity::PeerKey,
+    message::{Gossip, Refusal, Subject, encode},
+    roster::Roster,
 };
 use storage::Changes;
+use tokio::sync::watch;
 
 use crate::{
     gossip::{self, Outcome, Report, Task},
+    live::Live,
     pipeline::{Pipeline, StageError},
     queue,
     records::{BATCHES, BROADCAST, BatchRecord, SIGN},
+    refusals::{self, LeftOut, Weighed},
 };
 
 /// Signing has no deadline; the lease only outlives every session.
 const LEASE_MS: u64 = 3_600_000;
+/// How long a batch waits for operators whose refusal another fee or other top-ups could cure, before it is formed anew.
+const REFORM_AFTER: Duration = Duration::from_secs(120);
 
 /// Signs the batch that waits for it. Gives whether there was one.
 ///
@@ -38,7 +51,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let (Some(candidate), Some(transition)) =
         (record.candidate.clone(), pipeline.transition(&record)?)
     else {
-        pipeline.abandon(record, "another batch was confirmed first", &mut changes)?;
+        let why = "another batch was confirmed first";
+        pipeline.abandon(record, why, &BTreeMap::new(), &mut changes)?;
         queue.ack(&mut changes, lease);
         pipeline.commit(changes).await?;
         return Ok(true);
@@ -56,10 +70,16 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let parent = candidate.parent;
     let view = pipeline.view();
     let stop = pipeline.stop.clone();
-    let report = gossip::run(&pipeline.network, &pipeline.sessions, task, || {
-        stop.is_cancelled() || view.head().is_some_and(|head| head.outpoint != parent)
-    })
+    let mut vote = Vote::new(pipeline, &record);
+    let report = gossip::run(
+        &pipeline.network,
+        &pipeline.sessions,
+        task,
+        || stop.is_cancelled() || view.head().is_some_and(|head| head.outpoint != parent),
+        |refusals, attempts| vote.is_lost(refusals, attempts),
+    )
     .await;
+    let left_out = vote.end();
     let Some(report) = report else {
         // Shutdown, or the treasury moved: look again.
         queue.release(lease);
@@ -100,12 +120,74 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
             }
         }
         Outcome::Refused => {
-            pipeline.abandon(record, "refused by the operators", &mut changes)?;
+            pipeline.abandon(record, "refused by the operators", &left_out, &mut changes)?;
             queue.ack(&mut changes, lease);
             pipeline.commit(changes).await?;
+            // The rest has waited long enough.
+            pipeline.waiting_since = Some(0);
         }
     }
     Ok(true)
+}
+
+/// Follows who refuses a batch, and shows it.
+struct Vote<'a> {
+    live: &'a watch::Sender<Live>,
+    roster: &'a Roster,
+    sequence: u64,
+    operations: BTreeSet<OperationId>,
+    left_out: BTreeMap<OperationId, LeftOut>,
+    blocked_since: Option<Instant>,
+}
+
+impl<'a> Vote<'a> {
+    fn new(pipeline: &'a Pipeline, record: &BatchRecord) -> Self {
+        let vault = pipeline.vault.id();
+        let operations = record.operations.iter();
+        Self {
+            live: &pipeline.live,
+            roster: &pipeline.roster,
+            sequence: record.sequence.0,
+            operations: operations.map(|operation| operation.id(&vault)).collect(),
+            left_out: BTreeMap::new(),
+            blocked_since: None,
+        }
+    }
+
+    /// Whether the batch is to be given up. While it only waits, the session stays open and is proposed again.
+    fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], attempts: u32) -> bool {
+        let weighed = refusals::weigh(self.roster, refusals, &self.operations);
+        let phase = match &weighed {
+            Weighed::Wait { reason, .. } => format!("batch {} waits: {reason}", self.sequence),
+            _ => format!("signing batch {}", self.sequence),
+        };
+        self.live.send_if_modified(|live| {
+            let changed = live.phase != phase || live.refusals != refusals;
+            if changed {
+                live.phase = phase;
+                live.refusals = refusals.to_vec();
+            }
+            changed
+        });
+        match weighed {
+            Weighed::Possible => self.blocked_since = None,
+            Weighed::Wait { reform, .. } => {
+                let since = *self.blocked_since.get_or_insert_with(Instant::now);
+                // Whoever has given a share refuses another batch for long (S7).
+                return reform && attempts == 0 && since.elapsed() >= REFORM_AFTER;
+            }
+            Weighed::LeaveOut(left_out) => {
+                self.left_out = left_out;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn end(self) -> BTreeMap<OperationId, LeftOut> {
+        self.live.send_modify(|live| live.refusals.clear());
+        self.left_out
+    }
 }
 
 fn take_report(mut record: BatchRecord, report: &Report) -> BatchRecord {

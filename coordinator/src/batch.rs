@@ -43,8 +43,11 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         return Ok(false);
     };
     let requests = pipeline.store.queue(&REQUESTS)?;
-    let ready = requests.lengths().ready;
     let now = now_ms();
+    let mut returning = Changes::new();
+    queue::come_back(&pipeline.store, &mut returning, now)?;
+    pipeline.commit(returning).await?;
+    let ready = requests.lengths().ready;
     if ready == 0 {
         pipeline.waiting_since = None;
         return Ok(false);
@@ -97,8 +100,22 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
             }
         }
     }
+    in_nonce_order(&mut signed);
     deposits.extend(signed);
     Ok(deposits)
+}
+
+/// Puts the operations of each account in the order of their nonces, in the places that they have together: one that
+/// was left out before comes back behind those that follow it.
+fn in_nonce_order(picks: &mut Vec<Pick>) {
+    let key = |pick: &Pick| (pick.operation.sender(), pick.operation.nonce());
+    let senders: Vec<_> = picks.iter().map(|pick| key(pick).0).collect();
+    let mut sorted: Vec<Pick> = std::mem::take(picks);
+    sorted.sort_by_key(key);
+    for sender in senders {
+        let next = sorted.iter().position(|pick| key(pick).0 == sender);
+        picks.extend(next.map(|next| sorted.remove(next)));
+    }
 }
 
 async fn pick_deposit(
@@ -185,7 +202,12 @@ async fn fill(
             Err((index, error)) => {
                 let pick = picks.remove(index.min(picks.len().saturating_sub(1)));
                 if waits(&error) {
-                    requests.release(pick.lease);
+                    // Not at once: it would take the place of others in every batch.
+                    let reason = format!("waits: {error}");
+                    queue::mark(store, changes, &pick.lease.item, |progress| {
+                        progress.reason = Some(reason.clone());
+                    })?;
+                    requests.retry(changes, pick.lease, now_ms(), &reason);
                 } else {
                     let reason = error.to_string();
                     queue::mark(store, changes, &pick.lease.item, |progress| {

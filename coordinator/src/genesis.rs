@@ -228,9 +228,14 @@ impl Founding<'_> {
                 roster: self.roster.clone(),
                 me: self.me,
             };
-            let report = gossip::run(self.network, self.sessions, task, || {
-                self.stop.is_cancelled()
-            })
+            // Every operator has to sign: one refusal is too many.
+            let report = gossip::run(
+                self.network,
+                self.sessions,
+                task,
+                || self.stop.is_cancelled(),
+                |refusals, _| !refusals.is_empty(),
+            )
             .await;
             let Some(report) = report else {
                 return Ok(None);

@@ -109,7 +109,7 @@ pub enum Outcome {
         /// Attempts started.
         attempts: u32,
     },
-    /// Too many operators refuse for it ever to be signed.
+    /// So many operators refuse that there is no use in going on.
     Refused,
 }
 
@@ -142,13 +142,14 @@ pub struct Task {
     pub me: PeerKey,
 }
 
-/// Runs a session until it ends or `abandon` says that there is no more use in it.
-/// `None` when it was abandoned.
+/// Runs a session until it ends, or `abandon` says that there is no more use in it, or `give_up` says so of who refuses
+/// and how many attempts were started. `None` when it was abandoned.
 pub async fn run(
     network: &Network,
     sessions: &Sessions,
     task: Task,
     mut abandon: impl FnMut() -> bool,
+    mut give_up: impl FnMut(&[(PeerKey, Refusal)], u32) -> bool,
 ) -> Option<Report> {
     let id = task.subject.session(&task.me);
     let mut heard = sessions.open(id);
@@ -234,12 +235,7 @@ pub async fn run(
         if finished.is_some() {
             break finished;
         }
-        let possible = task
-            .roster
-            .operators
-            .len()
-            .saturating_sub(session.refused().len());
-        if possible < task.needed {
+        if give_up(&refusals(&session, &task.roster), session.attempts()) {
             break Some(Outcome::Refused);
         }
     };
@@ -252,13 +248,16 @@ pub async fn run(
             .iter()
             .filter_map(|signer| peer(&task.roster, *signer))
             .collect(),
-        refusals: session
-            .refused()
-            .iter()
-            .filter_map(|(signer, refusal)| Some((peer(&task.roster, *signer)?, refusal.clone())))
-            .collect(),
+        refusals: refusals(&session, &task.roster),
         times: times.times,
     })
+}
+
+fn refusals(session: &Session, roster: &Roster) -> Vec<(PeerKey, Refusal)> {
+    let refused = session.refused().iter();
+    refused
+        .filter_map(|(signer, refusal)| Some((peer(roster, *signer)?, refusal.clone())))
+        .collect()
 }
 
 fn peer(roster: &Roster, signer: SignerId) -> Option<PeerKey> {

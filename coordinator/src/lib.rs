@@ -25,5 +25,6 @@ pub mod pipeline;
 pub mod prove;
 pub mod queue;
 pub mod records;
+pub mod refusals;
 pub mod run;
 pub mod settings;

@@ -11,6 +11,7 @@ use node::history::History;
 use protocol::{
     deposit::TermsHash,
     identity::PeerKey,
+    message::Refusal,
     parameters::Parameters,
     roster::Roster,
     vault::{Vault, VaultKey},
@@ -41,6 +42,8 @@ pub struct Live {
     pub fee_rate_sat_per_vb: Option<f64>,
     /// Did the Bitcoin node answer the last time it was looked at?
     pub bitcoind: bool,
+    /// Who refuses the batch that is being signed, and why.
+    pub refusals: Vec<(PeerKey, Refusal)>,
     /// Why signing has stopped (S14).
     pub alarm: Option<String>,
 }

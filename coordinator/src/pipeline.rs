@@ -1,7 +1,7 @@
 //! What the stages share: the store, the network, the vault, and the questions that they all ask of the history.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError},
 };
 
@@ -9,7 +9,7 @@ use chain::{
     follow::FollowError,
     rpc::{BitcoinRpc, RpcError},
 };
-use ledger::{Operation, OperationError, SequenceNumber, Transition};
+use ledger::{Operation, OperationError, OperationId, SequenceNumber, Transition};
 use node::{
     clock::now_ms,
     history::{History, HistoryError},
@@ -32,7 +32,8 @@ use crate::{
     gossip::Sessions,
     live::{Live, SharedHistory},
     queue::{self, enqueue},
-    records::{BATCHES, BatchRecord},
+    records::{BATCHES, BatchRecord, LEFT_OUT},
+    refusals::LeftOut,
     settings::Settings,
 };
 
@@ -259,7 +260,7 @@ impl Pipeline {
         Ok(BatchTransaction::build(self.vault.key(), &plan)?)
     }
 
-    /// Gives a batch up: an operation that operators refuse by name is refused, the others wait again.
+    /// Gives a batch up. Its requests wait again: at once, or those left out for a while, longer each time.
     ///
     /// # Errors
     /// [`StageError`].
@@ -267,47 +268,43 @@ impl Pipeline {
         &self,
         mut record: BatchRecord,
         why: &str,
+        left_out: &BTreeMap<OperationId, LeftOut>,
         changes: &mut Changes,
     ) -> Result<(), StageError> {
-        let mut blamed: BTreeMap<[u8; 32], (usize, String)> = BTreeMap::new();
-        for (_, refusal) in &record.refusals {
-            let named: BTreeSet<_> = refusal.operations.iter().collect();
-            for id in named {
-                let entry = blamed
-                    .entry(id.0)
-                    .or_insert_with(|| (0, refusal.to_string()));
-                entry.0 = entry.0.saturating_add(1);
-            }
-        }
-        let enough = self
-            .roster
-            .operators
-            .len()
-            .saturating_sub(usize::from(self.roster.threshold))
-            .saturating_add(1);
+        let sequence = record.sequence.0;
         tracing::warn!(
-            sequence = record.sequence.0,
+            sequence,
             why,
             refusals = record.refusals.len(),
+            left_out = left_out.len(),
             "batch abandoned"
         );
         for (request, operation) in record.requests.iter().zip(&record.operations) {
             let id = operation.id(&self.vault.id());
-            if let Some((_, reason)) = blamed.get(&id.0).filter(|(count, _)| *count >= enough) {
+            let out = left_out.get(&id);
+            let now = now_ms();
+            if let Some(out) = out.filter(|out| out.is_final) {
                 queue::mark(&self.store, changes, request, |progress| {
-                    progress.refuse(reason.clone(), now_ms())
+                    progress.refuse(out.reason.clone(), now)
                 })?;
                 continue;
             }
             let mut tries = 0;
             queue::mark(&self.store, changes, request, |progress| {
-                progress.step(RequestStatus::Queued, now_ms());
-                progress.reason = Some(why.to_owned());
+                progress.step(RequestStatus::Queued, now);
+                progress.reason = Some(out.map_or(why, |out| &out.reason).to_owned());
                 progress.sequence = None;
                 progress.tries = progress.tries.saturating_add(1);
                 tries = progress.tries;
             })?;
-            enqueue(&self.store, changes, id, tries, *request)?;
+            match out {
+                None => enqueue(&self.store, changes, id, tries, *request)?,
+                Some(out) => {
+                    let until = now.saturating_add(queue::back_off_ms(tries));
+                    tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
+                    changes.put(&LEFT_OUT, &(until, id.0), request);
+                }
+            }
         }
         record.status = BatchStatus::Abandoned;
         changes.put(&BATCHES, &record.sequence.0, &record);

@@ -1,6 +1,6 @@
 //! Stage 4: proves a batch, chunk by chunk, and fixes its body and its transaction.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use ledger::Transition;
 use node::{
@@ -50,7 +50,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         }
     };
     let Some(transition) = pipeline.transition(&record)? else {
-        pipeline.abandon(record, "another batch was confirmed first", &mut changes)?;
+        let why = "another batch was confirmed first";
+        pipeline.abandon(record, why, &BTreeMap::new(), &mut changes)?;
         queue.ack(&mut changes, lease);
         pipeline.commit(changes).await?;
         return Ok(true);

@@ -9,11 +9,18 @@ use storage::{Changes, Direction, PushError, ReadError, Store};
 
 use crate::{
     live::Reader,
-    records::{DEPOSITS, OPERATIONS, OperationRecord, PENDING, Progress, REQUESTS, Request},
+    records::{
+        DEPOSITS, LEFT_OUT, OPERATIONS, OperationRecord, PENDING, Progress, REQUESTS, Request,
+    },
 };
 
 /// Most operations of one account that wait at once.
 pub const MAX_PENDING: usize = 64;
+/// How long a request waits that was left out of a batch once, and at most, in ms.
+const FIRST_BACK_OFF_MS: u64 = 10_000;
+const MAX_BACK_OFF_MS: u64 = 600_000;
+/// Requests that come back at a time.
+const MAX_RETURNING: usize = 1_000;
 
 /// Why a signed operation is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +200,50 @@ pub fn enqueue(
         .push(changes, &(id.0, tries), &request)
 }
 
+/// How long a request that was left out waits after so many tries, in ms.
+pub fn back_off_ms(tries: u32) -> u64 {
+    let doublings = tries.saturating_sub(1).min(16);
+    FIRST_BACK_OFF_MS
+        .saturating_mul(1_u64 << doublings)
+        .min(MAX_BACK_OFF_MS)
+}
+
+/// Queues the requests that were left out of a batch and have waited long enough.
+///
+/// # Errors
+/// A damaged database. What finds no room in the queue waits on.
+pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), ReadError> {
+    // No wait is longer than the longest: what is due later was written before the clock jumped back.
+    let jumped = now.saturating_add(MAX_BACK_OFF_MS);
+    let due = store.iter(
+        &LEFT_OUT,
+        ..=(now, [0xff; 32]),
+        Direction::Forward,
+        MAX_RETURNING,
+    )?;
+    let late = store.iter(
+        &LEFT_OUT,
+        (jumped, [0xff; 32])..,
+        Direction::Forward,
+        MAX_RETURNING,
+    )?;
+    for row in due.chain(late) {
+        let (key, request) = row?;
+        let progress = match request {
+            Request::Deposit(outpoint) => store.get(&DEPOSITS, &outpoint)?.map(|row| row.progress),
+            Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|row| row.progress),
+        };
+        if let Some(progress) = progress.filter(|row| row.status == RequestStatus::Queued)
+            && let Err(error) = enqueue(store, changes, OperationId(key.1), progress.tries, request)
+        {
+            tracing::warn!(%error, "a request that was left out waits for room in the queue");
+            break;
+        }
+        changes.delete(&LEFT_OUT, &key);
+    }
+    Ok(())
+}
+
 /// Moves a request to a status, in `changes`. Gives the progress before.
 ///
 /// # Errors
@@ -227,4 +278,17 @@ pub fn mark(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_waits_longer_each_time_up_to_the_bound() {
+        let waits: Vec<u64> = (1..=4).map(back_off_ms).collect();
+        assert_eq!(waits, [10_000, 20_000, 40_000, 80_000]);
+        assert_eq!(back_off_ms(u32::MAX), MAX_BACK_OFF_MS);
+        assert_eq!(back_off_ms(0), FIRST_BACK_OFF_MS);
+    }
 }

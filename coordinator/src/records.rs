@@ -29,6 +29,8 @@ pub const TOP_UPS: Table<OutPoint, TopUpRecord> = Table::new("top_ups", 1);
 pub const OPERATIONS: Table<[u8; 32], OperationRecord> = Table::new("operations", 1);
 /// Signed operations that are not confirmed: (sender's leaf, nonce).
 pub const PENDING: Table<(u32, u64), [u8; 32]> = Table::new("pending", 1);
+/// Requests that were left out of a batch, by the time in Unix ms from which they are tried again.
+pub const LEFT_OUT: Table<(u64, [u8; 32]), Request> = Table::new("left_out", 1);
 /// Batches, by sequence number; a batch that is formed anew replaces an abandoned one.
 pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 1);
 /// Height at which this coordinator began to look for the genesis output.
@@ -84,6 +86,7 @@ pub fn columns() -> Vec<ColumnName> {
         TOP_UPS.name(),
         OPERATIONS.name(),
         PENDING.name(),
+        LEFT_OUT.name(),
         BATCHES.name(),
         GENESIS_SEARCH.name(),
         GROUP.name(),

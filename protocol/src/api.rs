@@ -391,6 +391,8 @@ pub struct StatusDocument {
     pub sequence: u64,
     /// Requests that wait for a batch.
     pub queued: u64,
+    /// Requests that were left out of a batch because operators refuse them for now; at most 1,000 are counted.
+    pub left_out: u64,
     /// Batch in progress.
     pub batch: Option<BatchDocument>,
     /// Why signing stopped, if it did (S14).

@@ -181,7 +181,8 @@ fn operation_ids(reader: &Reader, record: &BatchRecord) -> Vec<String> {
         .collect()
 }
 
-fn refusal(reader: &Reader, by: &PeerKey, why: &Refusal) -> RefusalDocument {
+/// A refusal for people.
+pub(super) fn refusal(reader: &Reader, by: &PeerKey, why: &Refusal) -> RefusalDocument {
     RefusalDocument {
         operator: name_of(reader, by),
         rule: format!("{:?}", why.rule),

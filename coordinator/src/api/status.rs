@@ -2,7 +2,8 @@
 
 use axum::{Json, extract::State, http::header, response::IntoResponse, routing::get};
 use node::history::History;
-use protocol::api::{BatchStatus, FeesDocument, StatusDocument};
+use protocol::api::{BatchDocument, BatchStatus, FeesDocument, StatusDocument};
+use storage::Direction;
 
 use super::{
     Route, Shared, batches, metrics, name_of,
@@ -11,8 +12,11 @@ use super::{
 };
 use crate::{
     live::Reader,
-    records::{BATCHES, REQUESTS},
+    records::{BATCHES, LEFT_OUT, REQUESTS},
 };
+
+/// Most left-out requests that are counted.
+const MAX_COUNTED: usize = 1_000;
 
 /// What deposits, transfers and withdrawals cost.
 #[utoipa::path(get, path = "/v1/fees", tag = "vault",
@@ -46,6 +50,21 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
         )?),
         _ => None,
     };
+    // The record gets them when signing ends.
+    let batch = batch.map(|batch| BatchDocument {
+        refusals: if live.refusals.is_empty() {
+            batch.refusals
+        } else {
+            let refusals = live.refusals.iter();
+            refusals
+                .map(|(by, why)| batches::refusal(reader, by, why))
+                .collect()
+        },
+        ..batch
+    });
+    let left_out = reader
+        .store
+        .iter(&LEFT_OUT, .., Direction::Forward, MAX_COUNTED)?;
     let head = with_history(reader, History::head);
     Ok(StatusDocument {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -59,6 +78,7 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
             .collect(),
         sequence: head.map_or(0, |head| head.commitment.sequence.0),
         queued: u64::try_from(lengths.ready.saturating_add(lengths.waiting)).unwrap_or(u64::MAX),
+        left_out: u64::try_from(left_out.count()).unwrap_or(u64::MAX),
         batch,
         alarm: live.alarm,
     })

@@ -1,0 +1,249 @@
+//! What the operators' refusals mean for a batch: whether it can still be signed, waits, or goes on without the
+//! operations that were named.
+//!
+//! With n operators of which t sign, nothing is signed while n - t + 1 refuse, and nothing is left out before that: fewer
+//! can't keep an operation out, whatever they say. Leaving operations out helps only if those who refuse without a name
+//! are fewer than that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ledger::OperationId;
+use protocol::{
+    identity::PeerKey,
+    message::{Refusal, Rule},
+    roster::Roster,
+};
+
+/// Longest reason kept with a request, in bytes.
+const MAX_REASON_BYTES: usize = 600;
+
+/// What to do with a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Weighed {
+    /// Enough operators may still sign.
+    Possible,
+    /// Too many refuse for reasons that lie in no operation. They judge anew whenever it is proposed again.
+    Wait {
+        /// Who and why.
+        reason: String,
+        /// Whether another batch of the same operations could do better: with another fee, or other top-ups.
+        reform: bool,
+    },
+    /// Go on without these.
+    LeaveOut(BTreeMap<OperationId, LeftOut>),
+}
+
+/// An operation that is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Who and why.
+    pub reason: String,
+    /// So many say that the ledger can never take it that one honest operator is among them.
+    pub is_final: bool,
+}
+
+/// Weighs what was refused. `operations` are those of the batch.
+pub fn weigh(
+    roster: &Roster,
+    refusals: &[(PeerKey, Refusal)],
+    operations: &BTreeSet<OperationId>,
+) -> Weighed {
+    let enough = roster
+        .operators
+        .len()
+        .saturating_sub(roster.threshold.into())
+        .saturating_add(1);
+    if refusals.len() < enough {
+        return Weighed::Possible;
+    }
+    let mut named: BTreeMap<OperationId, Vec<&(PeerKey, Refusal)>> = BTreeMap::new();
+    let mut unnamed = Vec::new();
+    for entry in refusals {
+        let ids: BTreeSet<_> = entry.1.operations.iter().collect();
+        let ids: Vec<_> = ids
+            .into_iter()
+            .filter(|id| operations.contains(id))
+            .collect();
+        if ids.is_empty() {
+            unnamed.push(entry);
+        }
+        for id in ids {
+            named.entry(*id).or_default().push(entry);
+        }
+    }
+    if unnamed.len() >= enough {
+        let stay = unnamed.iter().filter(|(_, refusal)| stays(refusal.rule));
+        return Weighed::Wait {
+            reform: stay.count() < enough,
+            reason: describe(roster, &unnamed),
+        };
+    }
+    let left_out = named.into_iter().map(|(id, by)| {
+        let bad = by.iter().filter(|(_, refusal)| is_final(refusal.rule));
+        let left_out = LeftOut {
+            is_final: bad.count() >= enough,
+            reason: format!(
+                "held by {} of the operators: {}",
+                by.len(),
+                describe(roster, &by)
+            ),
+        };
+        (id, left_out)
+    });
+    Weighed::LeaveOut(left_out.collect())
+}
+
+/// Rules that speak of the operation and the ledger, which are the same for every honest operator.
+fn is_final(rule: Rule) -> bool {
+    matches!(rule, Rule::S3 | Rule::S4)
+}
+
+/// Rules under which any other batch would be refused as well.
+fn stays(rule: Rule) -> bool {
+    matches!(rule, Rule::S6 | Rule::S7 | Rule::S12 | Rule::S14)
+}
+
+/// Who refuses and why; those who say the same together.
+fn describe(roster: &Roster, refusals: &[&(PeerKey, Refusal)]) -> String {
+    let mut said: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (by, refusal) in refusals {
+        let member = roster.operators.iter().find(|member| member.key == *by);
+        let name = member.map_or("an operator", |member| member.name.as_str());
+        said.entry(refusal.to_string()).or_default().push(name);
+    }
+    let parts = said
+        .into_iter()
+        .map(|(why, names)| format!("{}: {why}", names.join(", ")));
+    let mut text = parts.collect::<Vec<_>>().join("; ");
+    text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::roster::Member;
+
+    use super::*;
+
+    fn key(n: u8) -> PeerKey {
+        PeerKey([n; 32])
+    }
+
+    fn id(n: u8) -> OperationId {
+        OperationId([n; 32])
+    }
+
+    /// Three of five: three refusals are too many.
+    fn roster() -> Roster {
+        let member = |n: u8| Member {
+            name: format!("operator-{n}"),
+            key: key(n),
+            addresses: Vec::new(),
+        };
+        Roster {
+            threshold: 3,
+            operators: (1..=5).map(member).collect(),
+            coordinators: Vec::new(),
+        }
+    }
+
+    fn weigh_all(refusals: &[(u8, Rule, &[u8])]) -> Weighed {
+        let refusals: Vec<_> = refusals
+            .iter()
+            .map(|(by, rule, ids)| {
+                let ids = ids.iter().map(|n| id(*n));
+                (key(*by), Refusal::new(*rule, "no").of_all(ids))
+            })
+            .collect();
+        weigh(&roster(), &refusals, &(1..=9).map(id).collect())
+    }
+
+    fn left_out(weighed: Weighed) -> BTreeMap<OperationId, LeftOut> {
+        match weighed {
+            Weighed::LeaveOut(left_out) => left_out,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn fewer_than_can_stop_a_batch_leave_nothing_out() {
+        let two = [(1, Rule::S6, &[1_u8][..]), (2, Rule::S3, &[1])];
+        assert_eq!(weigh_all(&two), Weighed::Possible);
+        assert_eq!(weigh_all(&[]), Weighed::Possible);
+    }
+
+    #[test]
+    fn everything_that_one_refusal_names_is_left_out_once_enough_refuse() {
+        let out = left_out(weigh_all(&[
+            (1, Rule::S6, &[1]),
+            (2, Rule::S6, &[1, 1, 2]),
+            (3, Rule::S2, &[3]),
+        ]));
+        assert_eq!(
+            out.keys().copied().collect::<Vec<_>>(),
+            [id(1), id(2), id(3)]
+        );
+        assert!(out[&id(1)].reason.contains("held by 2 of the operators"));
+        assert!(
+            out[&id(1)]
+                .reason
+                .contains("operator-1, operator-2: S6: no")
+        );
+        assert!(out.values().all(|out| !out.is_final));
+    }
+
+    #[test]
+    fn only_what_enough_operators_call_bad_for_the_ledger_is_refused_for_good() {
+        let out = left_out(weigh_all(&[
+            (1, Rule::S3, &[1, 2]),
+            (2, Rule::S4, &[1, 2]),
+            (3, Rule::S3, &[1]),
+            (4, Rule::S6, &[2]),
+        ]));
+        assert!(out[&id(1)].is_final);
+        assert!(!out[&id(2)].is_final, "a policy is nobody else's");
+        let policies = left_out(weigh_all(&[
+            (1, Rule::S6, &[1]),
+            (2, Rule::S6, &[1]),
+            (3, Rule::S6, &[1]),
+        ]));
+        assert!(!policies[&id(1)].is_final);
+    }
+
+    #[test]
+    fn a_batch_waits_for_those_who_name_nothing_if_nothing_else_helps() {
+        let paused = [
+            (1, Rule::S6, &[][..]),
+            (2, Rule::S6, &[]),
+            (3, Rule::S7, &[]),
+            (4, Rule::S6, &[1]),
+        ];
+        let Weighed::Wait { reason, reform } = weigh_all(&paused) else {
+            panic!("it goes on")
+        };
+        assert!(
+            reason.contains("operator-1, operator-2: S6: no"),
+            "{reason}"
+        );
+        assert!(!reform, "any other batch would wait as well");
+
+        // Two who name nothing leave three who can sign the rest.
+        let mixed = [
+            (1, Rule::S6, &[][..]),
+            (2, Rule::S6, &[]),
+            (4, Rule::S6, &[1]),
+        ];
+        assert_eq!(left_out(weigh_all(&mixed)).len(), 1);
+    }
+
+    #[test]
+    fn names_of_other_operations_do_not_count() {
+        let strange = [
+            (1, Rule::S5, &[77_u8][..]),
+            (2, Rule::S5, &[]),
+            (3, Rule::S6, &[99]),
+        ];
+        let waits = weigh_all(&strange);
+        assert!(matches!(waits, Weighed::Wait { reform: true, .. }));
+    }
+}
