@@ -153,7 +153,7 @@ pub fn create_identity(path: &Path) -> Result<Identity, FileError> {
 /// # Errors
 /// [`FileError`].
 pub fn save_identity(path: &Path, identity: &Identity) -> Result<(), FileError> {
-    let secret = Zeroizing::new(identity.secret_bytes());
+    let secret = identity.secret_bytes();
     let mut text = Zeroizing::new([0; 65]);
     if let Some((digits, end)) = text.split_first_chunk_mut::<64>() {
         // 64 digits are what 32 bytes need.

@@ -224,7 +224,7 @@ impl Backup {
         let content = || BackupError::Content(path.to_owned());
         let facts = postcard::to_stdvec(&self.facts).map_err(|_| content())?;
         let length = u32::try_from(facts.len()).map_err(|_| content())?;
-        let identity = Zeroizing::new(self.identity.secret_bytes());
+        let identity = self.identity.secret_bytes();
         let share = self
             .share
             .to_secret_bytes()

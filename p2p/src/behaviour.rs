@@ -67,7 +67,7 @@ pub(crate) fn swarm(
     roster: &Roster,
     names: &Names,
 ) -> Result<Swarm<Behaviour>, StartError> {
-    let key = Keypair::ed25519_from_bytes(identity.secret_bytes()).map_err(setup)?;
+    let key = Keypair::ed25519_from_bytes(identity.secret_bytes().as_mut_slice()).map_err(setup)?;
     let behaviour = behaviour(&key, roster, names)?;
     let mux = || {
         let mut config = yamux::Config::default();

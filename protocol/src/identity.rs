@@ -4,6 +4,7 @@ use std::fmt;
 
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 /// A node's public identity: an Ed25519 public key, 32 bytes (RFC 8032).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,9 +53,9 @@ impl Identity {
         Self(SigningKey::from_bytes(secret))
     }
 
-    /// The 32 secret bytes; the caller keeps them encrypted or zeroizes them (S10).
-    pub fn secret_bytes(&self) -> [u8; 32] {
-        self.0.to_bytes()
+    /// The 32 secret bytes (S10).
+    pub fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_bytes())
     }
 
     /// The public half.
