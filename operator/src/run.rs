@@ -11,6 +11,7 @@
 mod administer;
 mod answers;
 mod decide;
+mod epochs;
 mod export;
 mod follow;
 mod key;
@@ -43,7 +44,7 @@ use protocol::{
     vault::{GenesisCertificate, Vault, VaultError, VaultKey},
 };
 use storage::{ColumnName, OpenError, ReadError, Schema, Store};
-use threshold::dkg;
+use threshold::{GroupInfo, dkg};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task,
@@ -72,6 +73,8 @@ const TICK: Duration = Duration::from_millis(250);
 const SLOW_TICKS: u32 = 4;
 /// Results of workers that wait for the loop.
 const MAX_EVENTS: usize = 1_024;
+/// Heartbeats between questions for the others' epoch.
+const EPOCH_TICKS: u32 = 40;
 /// Chain steps that wait for the loop.
 const MAX_STEPS: usize = 4;
 /// Proposals kept because they are ahead of this operator's chain.
@@ -158,6 +161,8 @@ enum Event {
     Dkg(PeerKey, Option<Vec<Signed<dkg::Message>>>),
     /// Somebody knows the genesis certificate.
     Certificate(GenesisCertificate),
+    /// A peer's group.
+    Group(PeerKey, GroupInfo),
     /// The answer about a missing batch; `None` if nobody has it.
     Missing(Option<(Candidate, Vec<u8>)>),
 }
@@ -226,6 +231,8 @@ struct Node {
     verifiers: Arc<Semaphore>,
     asking_dkg: BTreeSet<PeerKey>,
     asking_missing: bool,
+    /// The epochs of the others' shares, as far as they have said.
+    epochs: BTreeMap<PeerKey, u32>,
     ticks: u32,
     verdicts: VecDeque<Verdict>,
     status: watch::Sender<Status>,
@@ -386,6 +393,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         verifiers: Arc::new(Semaphore::new(signer::MAX_SESSIONS)),
         asking_dkg: BTreeSet::new(),
         asking_missing: false,
+        epochs: BTreeMap::new(),
         ticks: 0,
         verdicts: VecDeque::new(),
         status,
@@ -429,6 +437,7 @@ impl Node {
             Event::Receipt(session, peer) => self.step(signer::Input::Receipt(session, peer)),
             Event::Dkg(peer, messages) => self.take_dkg(&peer, messages)?,
             Event::Certificate(certificate) => self.learn_certificate(&certificate)?,
+            Event::Group(peer, group) => self.take_group(peer, &group),
             Event::Missing(batch) => self.take_missing(batch)?,
         }
         Ok(())
@@ -454,6 +463,9 @@ impl Node {
         }
         self.step(signer::Input::Tick);
         self.ask_dkg();
+        if self.ticks.is_multiple_of(EPOCH_TICKS) {
+            self.ask_epochs();
+        }
         if self.ticks.is_multiple_of(SLOW_TICKS) {
             self.look_at_policy();
             self.ask_certificate();

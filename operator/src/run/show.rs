@@ -41,12 +41,11 @@ impl Node {
             .quarantined()
             .map(|now| self.describe_quarantine(now));
         let paused = self.decisions.pause().map(Pause::describe);
-        let waits_for = waits_for
-            .map(str::to_owned)
+        let waits_for = self
+            .outdated_share()
+            .or(waits_for.map(str::to_owned))
             .or(paused.clone())
-            .or(quarantine
-                .as_ref()
-                .map(|quarantine| quarantine.reason.clone()));
+            .or(quarantine.as_ref().map(|now| now.reason.clone()));
         let own = self.identity.public();
         let connected = self.peers.connected();
         let others = self.roster.members().filter(|member| member.key != own);
