@@ -8,3 +8,4 @@ pub mod bitcoind;
 pub mod network;
 pub mod report;
 pub mod scenario;
+pub mod secrets;

@@ -21,8 +21,8 @@ use crate::{
 const STEP: Duration = Duration::from_secs(300);
 /// Between two blocks while something waits for confirmations.
 const BLOCK_EVERY: Duration = Duration::from_millis(1_500);
-/// Wallet passphrase.
-const PASSPHRASE: &str = "local wallets only";
+/// Passphrase of the wallets.
+pub const WALLET_PASSPHRASE: &str = "local wallets only";
 
 /// Which scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -160,7 +160,11 @@ pub async fn play(
     let wallets = network.dir.join("wallets");
     let mut users = Vec::new();
     for name in ["alice", "bob", "carol"] {
-        let wallet = Wallet::create(wallets.join(name), PASSPHRASE, network.parameters.network)?;
+        let wallet = Wallet::create(
+            wallets.join(name),
+            WALLET_PASSPHRASE,
+            network.parameters.network,
+        )?;
         users.push(User {
             name,
             wallet,
