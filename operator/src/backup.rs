@@ -410,6 +410,26 @@ mod tests {
     }
 
     #[test]
+    fn printing_what_holds_a_secret_does_not_print_it() {
+        let backup = backup();
+        let seed = threshold::dkg::Seed::from_bytes(&[0xab; 32]);
+        let printed = format!(
+            "{backup:?} {:?} {:?} {seed:?}",
+            backup.identity, backup.share
+        );
+        let share = backup.share.to_secret_bytes().unwrap();
+        let identity = backup.identity.secret_bytes();
+        for secret in [&share[33..65], identity.as_slice(), &[0xab; 32]] {
+            // A few bytes in a row would already be too much.
+            let part = &secret[4..12];
+            let numbers = format!("{part:?}");
+            assert!(!printed.contains(&hex::encode(part)));
+            assert!(!printed.contains(numbers.trim_matches(['[', ']'])));
+        }
+        assert!(printed.contains("KeyShare") && printed.contains("Identity("));
+    }
+
+    #[test]
     fn a_share_that_is_not_its_signers_does_not_open() {
         let (_dir, path) = written();
         let plaintext = backup().encode(&path).unwrap();
