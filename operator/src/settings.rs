@@ -141,6 +141,9 @@ impl Settings {
     /// [`SettingsError`], which names file, line and field.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
         let mut settings: Self = files::load_toml(path)?;
+        if settings.bitcoind.password.is_some() {
+            files::check_private(path)?;
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         let own = [
             Some(&mut settings.data_dir),
@@ -261,6 +264,22 @@ mod tests {
         assert!(matches!(load(&open), Err(SettingsError::StatusListen(_))));
         let deaf = template().replace("listen = [\"/ip4/0.0.0.0/tcp/9000\"]", "listen = []");
         assert!(matches!(load(&deaf), Err(SettingsError::Listen)));
+    }
+
+    #[test]
+    fn settings_with_a_password_must_be_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let text = template()
+            .replace("cookie_file =", "# cookie_file =")
+            .replace("# user =", "user =")
+            .replace("# password =", "password =");
+        std::fs::write(&path, text).unwrap();
+        for (mode, is_good) in [(0o640, false), (0o600, true)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Settings::load(&path).is_ok(), is_good, "{mode:o}");
+        }
     }
 
     #[test]
