@@ -119,6 +119,16 @@ async fn no_secret_is_in_a_log_a_database_a_page_or_a_metric_after_a_whole_run()
     let (files, in_files) = secrets.find_in(&network.dir, &may_hold).unwrap();
     found.extend(in_files);
     assert!(found.is_empty(), "{found:#?}");
+    // The search does find them where they belong.
+    let (_, at_home) = secrets
+        .find_in(&network.dir.join("operator-1"), &|_: &Path| false)
+        .unwrap();
+    for name in ["identity", "operators' passphrase"] {
+        assert!(
+            at_home.iter().any(|finding| finding.secret == name),
+            "{name}"
+        );
+    }
     // Logs and databases of four nodes were there to be searched.
     assert!(files > 30, "{files} files");
     for place in ["logs/operator-1.log", "logs/coordinator-1.log"] {
