@@ -140,9 +140,7 @@ pub fn drop_up_to(store: &Store, sequence: SequenceNumber) -> Result<(), HoldErr
         let (key, _) = row?;
         changes.delete(&HELD, &key);
     }
-    if !changes.is_empty() {
-        store.commit(changes)?;
-    }
+    store.commit(changes)?;
     Ok(())
 }
 

@@ -8,7 +8,8 @@
 //! FOLDER/data/key-share.sealed    under the node's passphrase
 //! ```
 //!
-//! There is no database: the first start finds a share whose promises it can't know, and is quarantined (S7).
+//! The policy (S6) is not laid out: the operator's own is to be put there, and the start fails without one, rather than go
+//! on with limits that nobody chose. There is no database: the first start finds a share whose promises it can't know, and is quarantined (S7).
 
 use std::{
     fs, io,

@@ -170,9 +170,10 @@ pub(super) fn restore(
     restore::restore(&read, folder, passphrase, cost)?;
     let mut reply = describe(file, &read.facts)?;
     reply.text.push_str(&format!(
-        "\nRestored into {}. Before it runs: make sure that the old one never starts again, put the roster, the vault \
-         parameters and the verifying key where {}/operator.toml says, and name the own bitcoind there. It fetches \
-         certificate and batches from its peers, and signs no batch before its quarantine is over (see 'status').",
+        "\nRestored into {}. Before it runs: make sure that the old one never starts again; put your policy.toml, the roster, \
+         the vault parameters and the verifying key where {}/operator.toml says, and name the own bitcoind there. It fetches \
+         certificate and batches from its peers, and signs no batch before its quarantine is over (see 'status'). A pause \
+         and what was approved or rejected are not in a backup: decide again.",
         folder.display(),
         folder.display()
     ));

@@ -48,7 +48,9 @@ impl Node {
         }
         self.chain_moved();
         self.ask_missing()?;
-        self.drop_held()?;
+        if !moved.connected.is_empty() {
+            self.drop_held()?;
+        }
         self.propose_early();
         Ok(())
     }
