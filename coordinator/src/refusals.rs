@@ -111,9 +111,10 @@ fn describe(roster: &Roster, refusals: &[&(PeerKey, Refusal)]) -> String {
         let name = member.map_or("an operator", |member| member.name.as_str());
         said.entry(refusal.to_string()).or_default().push(name);
     }
-    let parts = said
-        .into_iter()
-        .map(|(why, names)| format!("{}: {why}", names.join(", ")));
+    let parts = said.into_iter().map(|(why, mut names)| {
+        names.sort_unstable();
+        format!("{}: {why}", names.join(", "))
+    });
     let mut text = parts.collect::<Vec<_>>().join("; ");
     text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
     text

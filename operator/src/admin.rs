@@ -70,12 +70,36 @@ pub enum Request {
         /// The first index.
         from: usize,
     },
+    /// Stop signing until it is resumed, also over restarts.
+    Pause {
+        /// Why; operators' and coordinators' status pages show it.
+        reason: String,
+    },
+    /// Sign again.
+    Resume {},
+    /// The policy in force: [`crate::policy::Shown`].
+    Policy {},
+    /// What waits for a decision: [`crate::decisions::Listing`].
+    Pending {},
+    /// Let an operation that waits be signed.
+    Approve {
+        /// Its id.
+        operation: String,
+    },
+    /// Sign no batch with this operation.
+    Reject {
+        /// Its id.
+        operation: String,
+    },
 }
 
 impl Request {
     /// Whether it changes nothing. What changes something is logged.
     fn only_reads(&self) -> bool {
-        matches!(self, Self::Status {} | Self::Ledger { .. })
+        matches!(
+            self,
+            Self::Status {} | Self::Ledger { .. } | Self::Policy {} | Self::Pending {}
+        )
     }
 }
 

@@ -2,8 +2,10 @@
 //! that concern a running operator ask it through its admin socket.
 
 mod backup;
+mod decide;
 mod export;
 mod init;
+mod policy;
 mod status;
 
 use std::{
@@ -62,6 +64,35 @@ enum Command {
     Run(Own),
     /// What the running operator is doing: chain, peers, sequence number, last verdicts, sessions, nonces.
     Status(Own),
+    /// Stop signing, also over restarts, until 'resume'. Everything else goes on.
+    Pause {
+        #[command(flatten)]
+        own: Own,
+        /// Why; coordinators and their users see it.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Sign again after a pause.
+    Resume(Own),
+    /// What this operator is willing to sign.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// List the operations that wait for approval, and the decisions about those that are not final yet.
+    Pending(Own),
+    /// Let a withdrawal that waits be signed. It still has to keep to every other limit.
+    Approve {
+        /// Its id, as 'pending' shows it.
+        operation: String,
+        #[command(flatten)]
+        own: Own,
+    },
+    /// Sign no batch with this operation, whether it waits or not. 'approve' takes it back.
+    Reject {
+        /// Its id.
+        operation: String,
+        #[command(flatten)]
+        own: Own,
+    },
     /// Write this operator's key share and identity into one new file, encrypted under a passphrase of its own.
     Backup {
         /// The file. It must not be there yet.
@@ -164,6 +195,12 @@ fn execute(command: Command) -> anyhow::Result<Option<Reply>> {
         Command::Show(own) => init::show(&own.load()?).map(Some),
         Command::Run(own) => start(own.load()?).map(|()| None),
         Command::Status(own) => status::status(&own).map(Some),
+        Command::Pause { own, reason } => decide::pause(&own, reason).map(Some),
+        Command::Resume(own) => decide::resume(&own).map(Some),
+        Command::Policy(command) => policy::policy(&command).map(Some),
+        Command::Pending(own) => decide::pending(&own).map(Some),
+        Command::Approve { operation, own } => decide::approve(&own, operation).map(Some),
+        Command::Reject { operation, own } => decide::reject(&own, operation).map(Some),
         Command::Backup {
             file,
             own,

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bitcoin::{Address, Network};
 use ledger::{Operation, OperationId, SequenceNumber};
 use serde::{Deserialize, Serialize};
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
@@ -57,6 +58,68 @@ pub struct Waiting {
     pub sequence: SequenceNumber,
     /// When it was proposed first, in Unix ms.
     pub first_seen_ms: u64,
+}
+
+/// What waits, and what was decided, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Operations that wait for a decision, oldest first.
+    pub pending: Vec<Listed>,
+    /// Decisions about operations that are not final yet, oldest first.
+    pub decided: Vec<Listed>,
+}
+
+/// One operation of a [`Listing`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its id.
+    pub operation: String,
+    /// What was decided; `None` while it waits.
+    pub verdict: Option<Verdict>,
+    /// When it was decided, in Unix ms.
+    pub decided_ms: Option<u64>,
+    /// What it asks for; `None` when it was rejected before it was seen.
+    pub about: Option<About>,
+}
+
+/// What a listed operation asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// `deposit`, `transfer` or `withdrawal`.
+    pub kind: String,
+    /// What is moved.
+    pub amount_sat: u64,
+    /// Where to: a Bitcoin address, or an account key in hex.
+    pub destination: String,
+    /// When it was proposed first, in Unix ms.
+    pub first_seen_ms: u64,
+    /// The latest batch that it was proposed in.
+    pub batch: u64,
+}
+
+impl Waiting {
+    fn about(&self, network: Network) -> About {
+        let (kind, destination) = match &self.operation {
+            Operation::Deposit { account, .. } => ("deposit", hex::encode(account.to_bytes())),
+            Operation::Transfer { recipient, .. } => {
+                ("transfer", hex::encode(recipient.to_bytes()))
+            }
+            Operation::Withdraw { script_pubkey, .. } => (
+                "withdrawal",
+                Address::from_script(script_pubkey, network).map_or_else(
+                    |_| script_pubkey.to_hex_string(),
+                    |address| address.to_string(),
+                ),
+            ),
+        };
+        About {
+            kind: kind.to_owned(),
+            amount_sat: self.operation.amount().to_sat(),
+            destination,
+            first_seen_ms: self.first_seen_ms,
+            batch: self.sequence.0,
+        }
+    }
 }
 
 /// What was decided.
@@ -143,6 +206,30 @@ impl Decisions {
     /// Decisions about operations that are not final yet.
     pub fn decided(&self) -> &BTreeMap<OperationId, Decision> {
         &self.decided
+    }
+
+    /// Everything that waits or was decided, for people.
+    pub fn listing(&self, network: Network) -> Listing {
+        let pending = self.waiting.iter().map(|(id, row)| Listed {
+            operation: id.to_string(),
+            verdict: None,
+            decided_ms: None,
+            about: Some(row.about(network)),
+        });
+        let decided = self.decided.iter().map(|(id, row)| Listed {
+            operation: id.to_string(),
+            verdict: Some(row.verdict),
+            decided_ms: Some(row.at_ms),
+            about: row.about.as_ref().map(|about| about.about(network)),
+        });
+        let mut listing = Listing {
+            pending: pending.collect(),
+            decided: decided.collect(),
+        };
+        let seen = |row: &Listed| row.about.as_ref().map(|about| about.first_seen_ms);
+        listing.pending.sort_by_key(seen);
+        listing.decided.sort_by_key(|row| row.decided_ms);
+        listing
     }
 
     /// Sequence number up to which [`Self::settle`] has been told of final batches.
@@ -368,6 +455,11 @@ mod tests {
         assert_eq!(decisions.verdict(&id(3)), None);
         assert_eq!(decisions.waiting().len(), 2);
         assert!(decisions.decided()[&id(1)].about.is_some());
+        let listing = decisions.listing(Network::Regtest);
+        assert_eq!((listing.pending.len(), listing.decided.len()), (2, 2));
+        let about = listing.pending[0].about.as_ref().unwrap();
+        let address = testing::vault_key().address().unwrap().to_string();
+        assert_eq!((about.amount_sat, &about.destination), (50_000, &address));
 
         decisions.resume(&store).unwrap();
         let done = BTreeSet::from([id(1), id(3)]);

@@ -140,7 +140,9 @@ pub fn drop_up_to(store: &Store, sequence: SequenceNumber) -> Result<(), HoldErr
         let (key, _) = row?;
         changes.delete(&HELD, &key);
     }
-    store.commit(changes)?;
+    if !changes.is_empty() {
+        store.commit(changes)?;
+    }
     Ok(())
 }
 

@@ -236,6 +236,17 @@ pub struct PolicyKeeper {
     problem: Option<String>,
 }
 
+/// The policy in force, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The file that it comes from.
+    pub path: PathBuf,
+    /// The policy in force.
+    pub policy: PolicyFile,
+    /// Why the file, as it is now, is not in force.
+    pub problem: Option<String>,
+}
+
 /// What a look at the policy file has found.
 #[derive(Debug)]
 pub enum Look {
@@ -272,6 +283,15 @@ impl PolicyKeeper {
     /// Why the file, as it is now, is not in force.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
+    }
+
+    /// The policy in force, for people.
+    pub fn shown(&self) -> Shown {
+        Shown {
+            path: self.path.clone(),
+            policy: self.current.file.clone(),
+            problem: self.problem.clone(),
+        }
     }
 
     /// Looks at the file again. Waits for the disk.

@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 mod kill;
+mod pause_and_approve;
 mod restore;
 
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub enum Scenario {
     KillOperator,
     /// The basic scenario, with an operator lost between the batches and restored from its backup elsewhere.
     Restore,
+    /// The basic scenario, with operators that pause, and that hold a large withdrawal until it is approved.
+    PauseAndApprove,
 }
 
 impl Scenario {
@@ -45,6 +48,7 @@ impl Scenario {
             Self::KillCoordinator => "kill-coordinator",
             Self::KillOperator => "kill-operator",
             Self::Restore => "restore",
+            Self::PauseAndApprove => "pause-and-approve",
         }
     }
 }
@@ -266,7 +270,7 @@ async fn during_first_batch(
     match scenario {
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
-        Scenario::Basic | Scenario::Restore => Ok(()),
+        Scenario::Basic | Scenario::Restore | Scenario::PauseAndApprove => Ok(()),
     }
 }
 
@@ -278,6 +282,7 @@ async fn between_batches(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::restore(network, story).await,
+        Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
         Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
     }
 }
@@ -290,6 +295,7 @@ async fn during_second_batch(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::see_quarantine(network, story).await,
+        Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
         Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
     }
 }
@@ -302,6 +308,7 @@ async fn afterwards(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::see_signature(network, story).await,
+        Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
         Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
     }
 }
@@ -469,11 +476,16 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
     let vault = network.client.vault().await?;
     let mut batches = network.client.batches(&Page::default()).await?.items;
     batches.sort_by_key(|batch| batch.sequence);
+    // A withdrawal that is held comes in a batch of its own.
+    let payouts = match scenario {
+        Scenario::PauseAndApprove => 1,
+        _ => 2,
+    };
     let busy = batches.iter().any(|batch| {
-        // Treasury and at least two deposits in; treasury, commitment and at least two payouts out.
-        batch.inputs >= 3 && batch.outputs >= 4
+        // Treasury and at least two deposits in; treasury, commitment and the payouts out.
+        batch.inputs >= 3 && batch.outputs >= 2 + payouts
     });
-    ensure!(busy, "no batch has two deposits and two withdrawals");
+    ensure!(busy, "no batch has two deposits and {payouts} withdrawals");
     for batch in &batches {
         let txid: Txid = batch
             .txid

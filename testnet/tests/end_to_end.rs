@@ -71,3 +71,8 @@ async fn an_operator_killed_between_accept_and_sign_loses_nothing() {
 async fn an_operator_restored_from_its_backup_waits_out_its_quarantine_and_signs_again() {
     play(Scenario::Restore, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_withdrawal_waits_for_approval_and_everything_else_for_a_pause_only() {
+    play(Scenario::PauseAndApprove, SMALL).await;
+}

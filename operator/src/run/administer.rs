@@ -21,6 +21,12 @@ impl Node {
                 value(&*self.status.borrow())
             }
             Request::Ledger { from } => value(&self.ledger_page(from)?),
+            Request::Pause { reason } => value(&self.pause(reason)),
+            Request::Resume {} => value(&self.resume()),
+            Request::Policy {} => value(&self.policy.shown()),
+            Request::Pending {} => value(&self.decisions.listing(self.parameters.network)),
+            Request::Approve { operation } => value(&self.approve(&operation)?),
+            Request::Reject { operation } => value(&self.reject(&operation)?),
         }
     }
 }

@@ -10,12 +10,12 @@ use protocol::{
     message::{Refusal, Rule, SessionId},
     signer,
 };
-use storage::CommitError;
+use storage::{CommitError, Store};
 
 use super::{MAX_DENIED, Node, RunError, blocking, fatal, lock};
 use crate::{
     books::Recent,
-    decisions::Decisions,
+    decisions::{DecideError, Decision, Decisions, Pause},
     policy::Look,
     promises,
     verify::{self, Affirmed, Kept, Standing, Verified},
@@ -80,6 +80,60 @@ impl Node {
             }
         }
         self.step(signer::Input::Refused(id, refusal));
+    }
+
+    /// Stops signing. Shares that are out stay out.
+    pub(super) fn pause(&mut self, reason: String) -> Option<Pause> {
+        tracing::warn!(reason, "signing is paused (S6)");
+        count("paused");
+        self.change(|decisions, store| decisions.pause_signing(store, reason, clock::now_ms()));
+        self.reconsider();
+        self.decisions.pause().cloned()
+    }
+
+    /// Signs again. Gives what the pause was, if there was one.
+    pub(super) fn resume(&mut self) -> Option<Pause> {
+        let before = self.decisions.pause().cloned();
+        if before.is_some() {
+            tracing::warn!("signing is resumed (S6)");
+            count("resumed");
+            self.change(|decisions, store| decisions.resume(store));
+            self.reconsider();
+        }
+        before
+    }
+
+    /// Lets a withdrawal that waits be signed.
+    pub(super) fn approve(&mut self, operation: &str) -> Result<Option<Decision>, String> {
+        self.decide(operation, "approved", Decisions::approve)
+    }
+
+    /// Keeps an operation out of every batch that is signed here.
+    pub(super) fn reject(&mut self, operation: &str) -> Result<Option<Decision>, String> {
+        self.decide(operation, "rejected", Decisions::reject)
+    }
+
+    fn decide(
+        &mut self,
+        operation: &str,
+        verdict: &'static str,
+        change: fn(&mut Decisions, &Store, OperationId, u64) -> Result<(), DecideError>,
+    ) -> Result<Option<Decision>, String> {
+        let id: OperationId = operation
+            .parse()
+            .map_err(|_| "an operation id has 64 hex digits; 'pending' lists them".to_owned())?;
+        let decided =
+            self.change(
+                |decisions, store| match change(decisions, store, id, clock::now_ms()) {
+                    Err(DecideError::Commit(error)) => Err(error),
+                    other => Ok(other),
+                },
+            );
+        decided.map_err(|error| error.to_string())?;
+        tracing::warn!(operation = %id, verdict, "the administrator has decided (S6)");
+        count(verdict);
+        self.reconsider();
+        Ok(self.decisions.decided().get(&id).cloned())
     }
 
     /// The own policy, or a decision, has changed.
@@ -172,7 +226,7 @@ impl Node {
     /// Changes the decisions; on disk before anything follows from it.
     fn change<T>(
         &mut self,
-        change: impl FnOnce(&mut Decisions, &storage::Store) -> Result<T, CommitError>,
+        change: impl FnOnce(&mut Decisions, &Store) -> Result<T, CommitError>,
     ) -> T {
         let decisions = Arc::make_mut(&mut self.decisions);
         match blocking(|| change(decisions, &self.store)) {

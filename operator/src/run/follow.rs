@@ -48,9 +48,7 @@ impl Node {
         }
         self.chain_moved();
         self.ask_missing()?;
-        if !moved.connected.is_empty() {
-            self.drop_held()?;
-        }
+        self.drop_held()?;
         self.propose_early();
         Ok(())
     }
