@@ -1,6 +1,8 @@
 //! Stage 3: forms a batch from the requests that wait: deposits first, then signed operations in the order
 //! in which they were accepted. One batch at a time; the next one starts when the last one is confirmed.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use bitcoin::{Amount, FeeRate};
 use chain::fees;
 use ledger::{Operation, OperationError, SequenceNumber};
@@ -100,22 +102,26 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
             }
         }
     }
-    in_nonce_order(&mut signed);
-    deposits.extend(signed);
+    deposits.extend(in_nonce_order(signed, |pick: &Pick| {
+        (pick.operation.sender(), pick.operation.nonce())
+    }));
     Ok(deposits)
 }
 
 /// Puts the operations of each account in the order of their nonces, in the places that they have together: one that
 /// was left out before comes back behind those that follow it.
-fn in_nonce_order(picks: &mut Vec<Pick>) {
-    let key = |pick: &Pick| (pick.operation.sender(), pick.operation.nonce());
-    let senders: Vec<_> = picks.iter().map(|pick| key(pick).0).collect();
-    let mut sorted: Vec<Pick> = std::mem::take(picks);
-    sorted.sort_by_key(key);
-    for sender in senders {
-        let next = sorted.iter().position(|pick| key(pick).0 == sender);
-        picks.extend(next.map(|next| sorted.remove(next)));
+fn in_nonce_order<T, K: Ord + Copy>(picks: Vec<T>, key: impl Fn(&T) -> (K, Option<u64>)) -> Vec<T> {
+    let senders: Vec<K> = picks.iter().map(|pick| key(pick).0).collect();
+    let mut sorted = picks;
+    sorted.sort_by_key(&key);
+    let mut waiting: BTreeMap<K, VecDeque<T>> = BTreeMap::new();
+    for pick in sorted {
+        waiting.entry(key(&pick).0).or_default().push_back(pick);
     }
+    senders
+        .iter()
+        .filter_map(|sender| waiting.get_mut(sender)?.pop_front())
+        .collect()
 }
 
 async fn pick_deposit(
@@ -423,4 +429,31 @@ async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
     }
     top_ups.sort_unstable();
     Ok(top_ups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_of_one_account_follow_their_nonces_and_keep_the_places_of_the_account() {
+        let picks = vec![
+            ("bob", 4),
+            ("alice", 2),
+            ("bob", 3),
+            ("carol", 9),
+            ("alice", 1),
+        ];
+        let sorted = in_nonce_order(picks, |(name, nonce)| (*name, Some(*nonce)));
+        assert_eq!(
+            sorted,
+            [
+                ("bob", 3),
+                ("alice", 1),
+                ("bob", 4),
+                ("carol", 9),
+                ("alice", 2)
+            ]
+        );
+    }
 }

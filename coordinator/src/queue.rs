@@ -282,6 +282,8 @@ pub fn mark(
 
 #[cfg(test)]
 mod tests {
+    use bitcoin::{OutPoint, hashes::Hash as _};
+
     use super::*;
 
     #[test]
@@ -290,5 +292,55 @@ mod tests {
         assert_eq!(waits, [10_000, 20_000, 40_000, 80_000]);
         assert_eq!(back_off_ms(u32::MAX), MAX_BACK_OFF_MS);
         assert_eq!(back_off_ms(0), FIRST_BACK_OFF_MS);
+    }
+
+    #[test]
+    fn what_was_left_out_comes_back_when_its_time_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let schema = storage::Schema {
+            kind: "coordinator",
+            network: "test",
+            columns: &crate::records::columns(),
+        };
+        let store = Store::open(dir.path().join("db"), &schema).unwrap();
+        let outpoint = |n: u8| OutPoint::new(bitcoin::Txid::from_byte_array([n; 32]), 0);
+        let now = 5_000_000;
+        let mut changes = Changes::new();
+        // In time, later, refused meanwhile, and from before the clock jumped back by a day.
+        for (n, until, status) in [
+            (1, now, RequestStatus::Queued),
+            (2, now + 1, RequestStatus::Queued),
+            (3, now, RequestStatus::Refused),
+            (4, now + 86_400_000, RequestStatus::Queued),
+        ] {
+            let record = crate::records::DepositRecord {
+                outpoint: outpoint(n),
+                terms: protocol::deposit::TermsHash([0; 32]),
+                value: Amount::ONE_BTC,
+                height: 1,
+                progress: Progress::new(status, 0),
+            };
+            changes.put(&DEPOSITS, &outpoint(n), &record);
+            let request = Request::Deposit(outpoint(n));
+            changes.put(&LEFT_OUT, &(until, [n; 32]), &request);
+        }
+        store.commit(changes).unwrap();
+        let queued = |now: u64| {
+            let mut changes = Changes::new();
+            come_back(&store, &mut changes, now).unwrap();
+            store.commit(changes).unwrap();
+            let items = store.queue(&REQUESTS).unwrap().items(9).unwrap();
+            items.iter().map(|((id, _), _)| id[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(queued(now), [1, 4]);
+        assert_eq!(queued(now), [1, 4], "it comes back once");
+        assert_eq!(queued(now + 1), [1, 4, 2]);
+        assert_eq!(
+            store
+                .iter(&LEFT_OUT, .., Direction::Forward, 9)
+                .unwrap()
+                .count(),
+            0
+        );
     }
 }

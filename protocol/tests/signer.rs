@@ -8,7 +8,7 @@ use ledger::{SequenceNumber, VaultId};
 use protocol::{
     batch::{BodyHash, Candidate},
     identity::PeerKey,
-    message::{Rule, Subject},
+    message::{Refusal, Rule, Subject},
     signer::{Effect, Input, Quarantine, RECEIPT_WAIT_MS, State, judge},
     transaction::{Commitment, Treasury},
 };
@@ -128,6 +128,38 @@ fn a_share_waits_for_verification_storage_and_receipts() {
         [Effect::Accept(id, COORDINATOR)]
     );
     assert_eq!(state.step(1, sign).unwrap().len(), 1);
+}
+
+#[test]
+fn a_refused_proposal_is_judged_anew_when_it_is_proposed_again() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    let proposed = Input::Proposed {
+        from: COORDINATOR,
+        subject: subject.clone(),
+    };
+    let refusal = Refusal::new(Rule::S6, "paused");
+    for _ in 0..3 {
+        let effects = state.step(0, proposed.clone()).unwrap();
+        assert_eq!(effects, [Effect::Verify(id, COORDINATOR, subject.clone())]);
+        let refused = Input::Refused(id, refusal.clone());
+        let effects = state.step(0, refused).unwrap();
+        assert_eq!(effects, [Effect::Refuse(id, COORDINATOR, refusal.clone())]);
+    }
+    // The same after it was accepted, when it is refused before a share is out.
+    accepted(&mut state, &subject);
+    let refused = Input::Refused(id, refusal.clone());
+    let effects = state.step(0, refused).unwrap();
+    assert_eq!(effects, [Effect::Refuse(id, COORDINATOR, refusal)]);
+    let sign = Input::SignRequested {
+        from: COORDINATOR,
+        session: id,
+        attempt: 1,
+    };
+    assert_eq!(state.step(0, sign).unwrap_err().rule, Rule::S9);
+    let effects = state.step(0, proposed).unwrap();
+    assert_eq!(effects, [Effect::Verify(id, COORDINATOR, subject)]);
 }
 
 #[test]

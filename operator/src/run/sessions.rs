@@ -318,7 +318,14 @@ impl Node {
     fn refuse(&self, id: SessionId, coordinator: PeerKey, refusal: Refusal) {
         let operations: Vec<String> = refusal.operations.iter().map(ToString::to_string).collect();
         let operations = operations.join(" ");
-        tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operations, "refused");
+        // A proposal is repeated every few seconds: what is refused for hours is told once.
+        let name = id.to_string();
+        let newest = self.verdicts.front();
+        if newest.is_some_and(|verdict| verdict.session == name && verdict.times > 1) {
+            tracing::debug!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operations, "refused again");
+        } else {
+            tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operations, "refused");
+        }
         metrics::counter!("operator_refusals", "rule" => format!("{:?}", refusal.rule))
             .increment(1);
         let peers = self.peers.clone();
