@@ -105,7 +105,7 @@ impl Desk {
                 }
                 None => Answer::Refused(Refusal::new(Rule::S12, "only operators vote")),
             },
-            Ask::Dkg { .. } | Ask::Keep { .. } | Ask::Sign { .. } => {
+            Ask::Dkg { .. } | Ask::Keep { .. } | Ask::Sign { .. } | Ask::Attest { .. } => {
                 Answer::Refused(Refusal::new(Rule::S12, "a coordinator does not do this"))
             }
         })

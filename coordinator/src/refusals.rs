@@ -145,6 +145,7 @@ mod tests {
             threshold: 3,
             operators: (1..=5).map(member).collect(),
             coordinators: Vec::new(),
+            attestation: Default::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 //!                '- chain steps --> node::history (treasury's chain, ledger)
 //! generate: key generation, once                  status: what it is doing, for people and monitors
 //! admin: what the administrator asks, on a socket  cli (in the binary): the commands
+//! attested: who has shown the attestation that the roster requires
 //! ```
 #![cfg_attr(
     test,
@@ -17,6 +18,7 @@
 )]
 
 pub mod admin;
+pub mod attested;
 pub mod backup;
 pub mod body;
 pub mod books;

@@ -31,7 +31,7 @@ pub enum Heard {
     /// Somebody of the roster asks.
     Asked(PeerKey, Ask, Reply),
     /// Somebody came or went.
-    Changed,
+    Changed(PeerKey),
 }
 
 /// Where an answer goes.
@@ -98,7 +98,9 @@ impl Inbox {
                         Reply(reply).send(Answer::Refused(refusal));
                     }
                 },
-                Event::Connected(_) | Event::Disconnected(_) => return Some(Heard::Changed),
+                Event::Connected(peer) | Event::Disconnected(peer) => {
+                    return Some(Heard::Changed(peer));
+                }
             }
         }
     }

@@ -10,6 +10,7 @@
 
 mod administer;
 mod answers;
+mod attest;
 mod decide;
 mod epochs;
 mod export;
@@ -26,6 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use attestation::Evidence;
 use chain::{BitcoinRpc, FollowError, NodeStatus, RpcError, Step};
 use ledger::{Operation, OperationId, SequenceNumber};
 use node::{
@@ -52,6 +54,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Asked, ListenError},
+    attested::{Attested, Nonce, Problem},
     books::Books,
     decisions::{self, Decisions},
     generate::{GenerateError, Generation},
@@ -159,6 +162,8 @@ enum Event {
     Receipt(SessionId, PeerKey),
     /// An operator has answered about key generation, or not.
     Dkg(PeerKey, Option<Vec<Signed<dkg::Message>>>),
+    /// What an operator's attestation is worth.
+    Attested(PeerKey, Nonce, Result<Evidence, Problem>),
     /// Somebody knows the genesis certificate.
     Certificate(GenesisCertificate),
     /// A peer's group.
@@ -230,6 +235,10 @@ struct Node {
     /// Verifications at a time: a coordinator that floods proposals gets refusals.
     verifiers: Arc<Semaphore>,
     asking_dkg: BTreeSet<PeerKey>,
+    /// Who has shown the attestation that the roster requires.
+    attested: Attested,
+    /// Where this operator's own documents come from.
+    documents: Option<attest::Documents>,
     asking_missing: bool,
     /// The epochs of the others' shares, as far as they have said.
     epochs: BTreeMap<PeerKey, u32>,
@@ -367,6 +376,8 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         status::serve(address, status.subscribe()).await?;
     }
     let mut node = Node {
+        attested: Attested::new(&roster.attestation),
+        documents: attest::Documents::new(settings.attestation_socket, &roster.attestation),
         policy,
         decisions: Arc::new(decisions),
         scan_from: settings.scan_from,
@@ -436,6 +447,10 @@ impl Node {
             }
             Event::Receipt(session, peer) => self.step(signer::Input::Receipt(session, peer)),
             Event::Dkg(peer, messages) => self.take_dkg(&peer, messages)?,
+            Event::Attested(peer, nonce, verdict) => {
+                self.attested.take(&peer, &nonce, verdict, clock::now_ms());
+                self.show();
+            }
             Event::Certificate(certificate) => self.learn_certificate(&certificate)?,
             Event::Group(peer, group) => self.take_group(peer, &group),
             Event::Missing(batch) => self.take_missing(batch)?,
@@ -447,7 +462,10 @@ impl Node {
         match heard {
             Heard::Gossip(from, gossip) => self.hear_gossip(from, gossip)?,
             Heard::Asked(from, ask, reply) => self.answer(from, ask, reply),
-            Heard::Changed => self.show(),
+            Heard::Changed(peer) => {
+                self.attested.forget(&peer);
+                self.show();
+            }
         }
         Ok(())
     }
@@ -462,6 +480,7 @@ impl Node {
             );
         }
         self.step(signer::Input::Tick);
+        self.ask_attestations();
         self.ask_dkg();
         if self.ticks.is_multiple_of(EPOCH_TICKS) {
             self.ask_epochs();

@@ -77,6 +77,10 @@ section! {
         /// restored operator): the height of the genesis output's block, or any lower one.
         #[serde(default)]
         scan_from: u32 = "# scan_from = 0",
+        /// The Unix socket of the helper that gives this operator's attestation documents, where the roster requires
+        /// one (docs/attestation.md). Whoever can write to it can have documents made.
+        #[serde(default)]
+        attestation_socket: Option<PathBuf> = "# attestation_socket = \"/run/attestation.sock\"",
     }
     tables {
         /// The own Bitcoin node.
@@ -153,6 +157,7 @@ impl Settings {
             Some(&mut settings.verifying_key),
             Some(&mut settings.policy),
             settings.passphrase_file.as_mut(),
+            settings.attestation_socket.as_mut(),
             settings.bitcoind.cookie_file.as_mut(),
         ];
         for file in own.into_iter().flatten() {

@@ -75,6 +75,8 @@ pub struct Status {
     pub connected: Vec<String>,
     /// Names of those in the roster that are not.
     pub missing: Vec<String>,
+    /// The other operators' attestations; empty where the roster requires none.
+    pub attested: Vec<Attestation>,
     /// Sessions that are open.
     pub sessions: usize,
     /// Sessions for which nonces are held.
@@ -176,6 +178,19 @@ pub struct KeyGeneration {
     pub missing: Vec<String>,
     /// Why it has stopped, if it has.
     pub failure: Option<String>,
+}
+
+/// An operator's attestation, as this one sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attestation {
+    /// The operator's name.
+    pub name: String,
+    /// Whether it has valid evidence now. Without, it has no part in making keys and shares.
+    pub attested: bool,
+    /// Until when, Unix ms; it is renewed before.
+    pub until_ms: Option<u64>,
+    /// What was wrong with its last answer.
+    pub problem: Option<String>,
 }
 
 /// Why the pages can't be served.

@@ -62,6 +62,7 @@ pub fn roster() -> &'static Roster {
                 .map(|index| member(&format!("operator {index}"), identity(index)))
                 .collect(),
             coordinators: vec![member("coordinator", Identity::from_secret(&[77; 32]))],
+            attestation: attestation::Requirement::default(),
         }
     })
 }

@@ -120,6 +120,11 @@ pub enum Ask {
         /// The signers of this attempt with the commitments to use.
         commitments: BTreeMap<SignerId, Commitments>,
     },
+    /// "Show me an attestation document about your identity key."
+    Attest {
+        /// The asker's challenge, fresh for every question.
+        nonce: [u8; 32],
+    },
 }
 
 /// The answer to an [`Ask`].
@@ -148,6 +153,8 @@ pub enum Answer {
     },
     /// Not done, and why.
     Refused(Refusal),
+    /// The document, if there is one; what it is worth is the asker's to verify.
+    Attestation(Option<Vec<u8>>),
 }
 
 /// The safety rules of DESIGN section 7.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use attestation::{Requirement, RequirementError};
 use serde::{Deserialize, Serialize};
 use threshold::SignerId;
 
@@ -34,6 +35,9 @@ pub struct Roster {
     pub operators: Vec<Member>,
     /// The coordinators, at most [`MAX_COORDINATORS`].
     pub coordinators: Vec<Member>,
+    /// The attestation that operators want of each other before they make a key together; none if left out.
+    #[serde(default, skip_serializing_if = "Requirement::is_none")]
+    pub attestation: Requirement,
 }
 
 /// Why a roster can't be used.
@@ -55,6 +59,9 @@ pub enum RosterError {
     /// One key appears twice.
     #[error("the key {0} appears twice in the roster")]
     Duplicate(PeerKey),
+    /// Nobody could meet the attestation that is required.
+    #[error(transparent)]
+    Attestation(#[from] RequirementError),
 }
 
 impl Roster {
@@ -81,7 +88,7 @@ impl Roster {
                 return Err(RosterError::Duplicate(member.key));
             }
         }
-        Ok(())
+        Ok(self.attestation.validate()?)
     }
 
     /// Operators, then coordinators.
@@ -120,7 +127,7 @@ impl Roster {
     }
 
     /// What key generation binds a polynomial to, beside the parameters: the operators' keys and t.
-    /// Names, addresses and coordinators can change without a new key.
+    /// Names, addresses, coordinators and the required attestation can change without a new key.
     pub fn hash(&self) -> [u8; 32] {
         let mut keys: Vec<_> = self.operators.iter().map(|member| member.key.0).collect();
         keys.sort_unstable();

@@ -248,6 +248,7 @@ impl LocalNetwork {
             threshold: size.threshold,
             operators: operators.clone(),
             coordinators: vec![coordinator.clone()],
+            attestation: Default::default(),
         };
         roster.validate()?;
         fs::write(dir.join("roster.toml"), toml::to_string(&roster)?)?;

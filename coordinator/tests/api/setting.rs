@@ -254,6 +254,7 @@ impl Setting {
             threshold: 2,
             operators: vec![member(1), member(2)],
             coordinators: vec![member(3)],
+            attestation: Default::default(),
         };
         let parameters = Parameters::defaults(NETWORK);
         let dir = tempfile::tempdir().unwrap();

@@ -82,6 +82,9 @@ fn words(status: &Status, now_ms: u64) -> String {
     }
     line("chain", chain(status));
     line("peers", peers(status));
+    if !status.attested.is_empty() {
+        line("attested", attested(status));
+    }
     line(
         "signing",
         format!(
@@ -99,6 +102,18 @@ fn words(status: &Status, now_ms: u64) -> String {
     );
     for verdict in &status.verdicts {
         let _ = writeln!(text, "  {}", verdict_line(verdict, now_ms));
+    }
+    text
+}
+
+/// How many of the other operators are attested, and why the rest is not.
+fn attested(status: &Status) -> String {
+    let all = &status.attested;
+    let missing: Vec<_> = all.iter().filter(|peer| !peer.attested).collect();
+    let mut text = format!("{} of {}", all.len() - missing.len(), all.len());
+    for peer in missing {
+        let problem = peer.problem.as_deref();
+        let _ = write!(text, "; {}: {}", peer.name, problem.unwrap_or("not yet"));
     }
     text
 }

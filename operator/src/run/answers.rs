@@ -16,7 +16,11 @@ use crate::{held, peers::Reply, promises};
 impl Node {
     pub(super) fn answer(&mut self, from: PeerKey, ask: Ask, reply: Reply) {
         let answer = match ask {
-            Ask::Dkg { context } => self.generation.answer(&from, &context).map(Answer::Dkg),
+            Ask::Dkg { context } => self
+                .admits(&from)
+                .and_then(|()| self.generation.answer(&from, &context))
+                .map(Answer::Dkg),
+            Ask::Attest { nonce } => return self.attest(nonce, reply),
             Ask::Group => Ok(Answer::Group(
                 self.key.as_ref().map(|key| key.group().clone()),
             )),

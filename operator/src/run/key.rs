@@ -27,11 +27,12 @@ use crate::{
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
 
 impl Node {
-    /// Asks every connected operator from whom something is missing.
+    /// Asks every connected operator from whom something is missing. One without the attestation that the roster
+    /// requires counts as not there.
     pub(super) fn ask_dkg(&mut self) {
         let connected = self.peers.operators();
         for peer in self.generation.wanted().intersection(&connected) {
-            if !self.asking_dkg.insert(*peer) {
+            if self.admits(peer).is_err() || !self.asking_dkg.insert(*peer) {
                 continue;
             }
             let (peers, peer) = (self.peers.clone(), *peer);
@@ -62,7 +63,7 @@ impl Node {
         messages: Option<Vec<Signed<dkg::Message>>>,
     ) -> Result<(), RunError> {
         self.asking_dkg.remove(peer);
-        let Some(messages) = messages else {
+        let Some(messages) = messages.filter(|_| self.admits(peer).is_ok()) else {
             return Ok(());
         };
         if let Some(share) = blocking(|| self.generation.take(peer, &messages))? {

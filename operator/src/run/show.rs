@@ -83,6 +83,7 @@ impl Node {
             bitcoind_height: node.blocks,
             missing: missing.map(|member| member.name.clone()).collect(),
             connected: self.names(&connected),
+            attested: self.show_attested(),
             sessions: self.state.sessions(),
             nonces: safe.as_ref().map_or(0, |safe| safe.nonces()),
             paused,
