@@ -94,7 +94,9 @@ pub(super) async fn see_quarantine(
         .wait_for("a refusal under S7", STEP, async |network| {
             let status = lost(network)?.ask(&["status"]).await?;
             let refused = has_verdict(&status, |verdict| {
-                verdict["result"] == "refused" && verdict["rule"] == "S7"
+                verdict["subject"] == "batch 2"
+                    && verdict["result"] == "refused"
+                    && verdict["rule"] == "S7"
             });
             Ok(refused.then_some(()))
         })
@@ -107,7 +109,9 @@ pub(super) async fn see_quarantine(
 pub(super) async fn see_signature(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
     let status = lost(network)?.ask(&["status"]).await?;
     ensure!(
-        has_verdict(&status, |verdict| verdict["result"] == "signed"),
+        has_verdict(&status, |verdict| {
+            verdict["subject"] == "batch 2" && verdict["result"] == "signed"
+        }),
         "the restored operator has signed nothing: {status}"
     );
     ensure!(
