@@ -300,7 +300,7 @@ impl Pipeline {
             match out {
                 None => enqueue(&self.store, changes, id, tries, *request)?,
                 Some(out) => {
-                    let until = now.saturating_add(queue::back_off_ms(tries));
+                    let until = queue::comes_back_ms(now, tries);
                     tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
                     changes.put(&LEFT_OUT, &(until, id.0), request);
                 }

@@ -200,8 +200,17 @@ pub fn enqueue(
         .push(changes, &(id.0, tries), &request)
 }
 
-/// How long a request that was left out waits after so many tries, in ms.
-pub fn back_off_ms(tries: u32) -> u64 {
+/// When a request that was left out after so many tries is tried again. Those that have waited about as long come back
+/// together: a batch that is refused once more costs a round of proofs, however many it tries.
+pub fn comes_back_ms(now: u64, tries: u32) -> u64 {
+    let wait = back_off_ms(tries);
+    let earliest = now.saturating_add(wait);
+    earliest
+        .checked_next_multiple_of(wait / 2)
+        .unwrap_or(earliest)
+}
+
+fn back_off_ms(tries: u32) -> u64 {
     let doublings = tries.saturating_sub(1).min(16);
     FIRST_BACK_OFF_MS
         .saturating_mul(1_u64 << doublings)
@@ -213,8 +222,8 @@ pub fn back_off_ms(tries: u32) -> u64 {
 /// # Errors
 /// A damaged database. What finds no room in the queue waits on.
 pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), ReadError> {
-    // No wait is longer than the longest: what is due later was written before the clock jumped back.
-    let jumped = now.saturating_add(MAX_BACK_OFF_MS);
+    // No wait is longer: what is due later was written before the clock jumped back.
+    let jumped = now.saturating_add(MAX_BACK_OFF_MS.saturating_mul(2));
     let due = store.iter(
         &LEFT_OUT,
         ..=(now, [0xff; 32]),
@@ -292,6 +301,22 @@ mod tests {
         assert_eq!(waits, [10_000, 20_000, 40_000, 80_000]);
         assert_eq!(back_off_ms(u32::MAX), MAX_BACK_OFF_MS);
         assert_eq!(back_off_ms(0), FIRST_BACK_OFF_MS);
+        assert!(comes_back_ms(u64::MAX / 2, u32::MAX) > u64::MAX / 2);
+    }
+
+    #[test]
+    fn what_has_waited_about_as_long_comes_back_together() {
+        let at: Vec<u64> = [100_001, 101_000, 104_999]
+            .map(|now| comes_back_ms(now, 1))
+            .to_vec();
+        assert_eq!(at, [115_000; 3]);
+        for tries in 1..20 {
+            let wait = comes_back_ms(123_456, tries) - 123_456;
+            assert!(
+                (back_off_ms(tries)..2 * back_off_ms(tries)).contains(&wait),
+                "{tries}"
+            );
+        }
     }
 
     #[test]
