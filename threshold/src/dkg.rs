@@ -10,6 +10,8 @@
 //! they hold the same round-1 packages. The confirmations at the end show that everybody came to the same
 //! key with a share that fits.
 //!
+//! [`crate::refresh`] runs the same machine over polynomials that are zero at 0.
+//!
 //! Messages are pulled: each operator asks each other one for its [`Machine::messages_for`] again and
 //! again over an authenticated, encrypted channel, and feeds what it gets to [`Machine::receive`]. All
 //! of it is idempotent. A node that has finished keeps answering, until the genesis certificate of all n
@@ -17,6 +19,7 @@
 
 mod machine;
 mod message;
+mod scheme;
 mod seed;
 
 use std::collections::BTreeSet;
@@ -27,7 +30,9 @@ pub use machine::{Failure, Machine, Progress, Reject, Stage};
 pub use message::{
     CeremonyId, Kind, Message, PackageDigest, PackageError, Round1Package, Round2Package,
 };
+pub(crate) use scheme::Scheme;
 pub use seed::Seed;
+pub(crate) use seed::SeedStream;
 
 /// Who generates a key with whom, and for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +88,14 @@ pub enum CeremonyError {
     /// This participant is not one of the signers.
     #[error("{0} takes no part in this ceremony")]
     NotAmongSigners(SignerId),
+    /// A refresh to an epoch that does not come after the share's.
+    #[error("epoch {epoch} does not come after epoch {own} of the share")]
+    Epoch {
+        /// Asked for.
+        epoch: u32,
+        /// The share's.
+        own: u32,
+    },
     /// FROST refused to make a polynomial.
     #[error("FROST refused to start")]
     Frost(#[source] frost_secp256k1_tr::Error),

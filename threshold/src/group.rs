@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MAX_SIGNERS, MIN_THRESHOLD, SignerId, hash};
 
-type Scalar = <Secp256K1ScalarField as frost_secp256k1_tr::Field>::Scalar;
-type Point = <Secp256K1Group as frost_secp256k1_tr::Group>::Element;
+pub(crate) type Scalar = <Secp256K1ScalarField as frost_secp256k1_tr::Field>::Scalar;
+pub(crate) type Point = <Secp256K1Group as frost_secp256k1_tr::Group>::Element;
 
 /// GROUP: the key that key generation outputs, x-only (BIP-340).
 ///
@@ -120,6 +120,25 @@ impl GroupInfo {
         self.transcript
     }
 
+    /// Hash of everything in here: names this group at this epoch, with these shares.
+    pub fn digest(&self) -> [u8; 32] {
+        // A key that does not encode (the identity) is no key of a group: `new` has seen to it.
+        let key = self.verifying_key.serialize().unwrap_or_default();
+        let shares: Vec<u8> = self
+            .verifying_shares
+            .iter()
+            .flat_map(|(id, share)| {
+                let share = share.serialize().unwrap_or_default();
+                id.to_bytes().into_iter().chain(share)
+            })
+            .collect();
+        let (epoch, threshold) = (self.epoch.to_be_bytes(), self.threshold.to_be_bytes());
+        hash::tagged(
+            "drawbridge/group",
+            [&epoch[..], &threshold, &self.transcript, &key, &shares],
+        )
+    }
+
     /// All signers, in the order of their identifiers.
     pub fn signers(&self) -> impl ExactSizeIterator<Item = SignerId> + '_ {
         self.verifying_shares.keys().copied()
@@ -210,11 +229,11 @@ impl GroupInfo {
     }
 }
 
-fn scalar(bytes: &[u8; 32]) -> Result<Scalar, GroupError> {
+pub(crate) fn scalar(bytes: &[u8; 32]) -> Result<Scalar, GroupError> {
     Secp256K1ScalarField::deserialize(bytes).map_err(|_| GroupError::Shares)
 }
 
-fn point(bytes: &[u8]) -> Result<Point, GroupError> {
+pub(crate) fn point(bytes: &[u8]) -> Result<Point, GroupError> {
     let bytes = bytes.try_into().map_err(|_| GroupError::Shares)?;
     Secp256K1Group::deserialize(&bytes).map_err(|_| GroupError::Shares)
 }

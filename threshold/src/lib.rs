@@ -5,6 +5,8 @@
 //!                │ finished
 //!                ▼
 //!            KeyShare ── seal::seal ──► disk
+//!                │ now and then: refresh::machine makes all shares anew, for the same key
+//!                │ lost: repair::Member gets it back from t repair::Helpers
 //!                │
 //!   round 1: sign::commit ──► Commitments ──► coordinator ──► sign::Package
 //!   round 2: sign::sign   ──► Shares      ──► coordinator
@@ -25,6 +27,8 @@
 pub mod dkg;
 mod group;
 mod hash;
+pub mod refresh;
+pub mod repair;
 pub mod seal;
 mod share;
 pub mod sign;

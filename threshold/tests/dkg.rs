@@ -282,6 +282,128 @@ fn a_wrong_secret_share_names_its_sender() {
 }
 
 #[test]
+fn a_participant_that_aborts_late_stops_nothing_that_it_can_resume() {
+    let ids = signers(3);
+    let mut machines = machines(3, 2);
+    // Everybody has everything of 0 and 1; 2 falls silent after its round-2 packages and confirms to nobody.
+    for _ in 0..4 {
+        for (to, from) in [(0, 1), (1, 0), (0, 2), (1, 2), (2, 0), (2, 1)] {
+            for message in machines[from].messages_for(ids[to]) {
+                if from != 2 || message.kind() != Kind::Confirm {
+                    machines[to].receive(ids[from], message).unwrap();
+                }
+            }
+        }
+    }
+    for me in [0, 1] {
+        assert!(machines[me].finished().is_none());
+        let progress = machines[me].progress();
+        assert_eq!(progress.stage, Stage::Confirm);
+        assert_eq!(progress.missing, BTreeSet::from([ids[2]]));
+    }
+    // It confirms to 0 only, which finishes; 1 goes on waiting for it, by name.
+    poll(&mut machines, &ids, 0, 2);
+    assert!(machines[0].finished().is_some() && machines[1].finished().is_none());
+    assert_eq!(machines[1].progress().missing, BTreeSet::from([ids[2]]));
+    // Back from its seed, it ends with the same key as the others.
+    machines[2] = machine(3, 2, 2);
+    finish(&mut machines, &ids);
+    let key = |machine: &Machine| machine.finished().unwrap().group().clone();
+    assert_eq!(key(&machines[1]), key(&machines[2]));
+}
+
+#[test]
+fn messages_of_another_run_under_this_ones_name_blame_who_replays_them() {
+    let ids = signers(3);
+    // The same participants, for another purpose, all the way: 2 has everything that 1 ever sent it.
+    let other: Vec<_> = (0..3)
+        .map(|me| {
+            let mut ceremony = ceremony(3, 2, me);
+            ceremony.context = [1; 32];
+            Machine::new(ceremony, &seed(me)).unwrap()
+        })
+        .collect();
+    let mut other = other;
+    finish(&mut other, &ids);
+    let this = ceremony(3, 2, 0).id();
+    let mut machines = machines(3, 2);
+    // Round 1 of 1 as if it were 2's own: bound to 1's identifier by the proof of knowledge.
+    let Message::Round1 { package, .. } = of_kind(&other[1], ids[2], Kind::Round1) else {
+        panic!("not round 1")
+    };
+    let mut victim = machine(3, 2, 0);
+    poll(&mut machines, &ids, 0, 1);
+    victim
+        .receive(ids[1], of_kind(&machines[1], ids[0], Kind::Round1))
+        .unwrap();
+    let replayed = Message::Round1 {
+        ceremony: this,
+        package,
+    };
+    assert_eq!(
+        victim.receive(ids[2], replayed),
+        Err(Reject::Stopped(Failure::ProofOfKnowledge {
+            culprit: ids[2]
+        }))
+    );
+    // Its own secret of the other run does not fit what it has committed to in this one.
+    let mut victim = machine(3, 2, 0);
+    poll_all(&mut machines, 2);
+    for from in [1, 2] {
+        for kind in [Kind::Round1, Kind::Echo] {
+            victim
+                .receive(ids[from], of_kind(&machines[from], ids[0], kind))
+                .unwrap();
+        }
+    }
+    let Message::Round2 { to, package, .. } = of_kind(&other[2], ids[0], Kind::Round2) else {
+        panic!("not round 2")
+    };
+    let replayed = Message::Round2 {
+        ceremony: this,
+        to,
+        package,
+    };
+    assert_eq!(
+        victim.receive(ids[2], replayed),
+        Err(Reject::Stopped(Failure::BadShare {
+            culprits: BTreeSet::from([ids[2]])
+        }))
+    );
+}
+
+#[test]
+fn a_participant_restarted_with_another_roster_is_in_another_ceremony_and_gets_no_secret() {
+    let ids = signers(3);
+    let mut machines = machines(3, 2);
+    poll_all(&mut machines, 4);
+    // 2 comes back with one operator more in its roster, and the same seed.
+    let mut larger = ceremony(4, 2, 0);
+    larger.me = ids[2];
+    let strayed = Machine::new(larger, &seed(2)).unwrap();
+    let sent = |machine: &Machine| of_kind(machine, ids[0], Kind::Round1);
+    let (Message::Round1 { package: was, .. }, Message::Round1 { package: is, .. }) =
+        (sent(&machines[2]), sent(&strayed))
+    else {
+        panic!("not round 1")
+    };
+    assert_ne!(was, is, "a polynomial serves one ceremony");
+    let fresh = &mut machine(3, 2, 0);
+    assert!(matches!(
+        fresh.receive(ids[2], sent(&strayed)),
+        Err(Reject::OtherCeremony { from, .. }) if from == ids[2]
+    ));
+    assert_eq!(fresh.progress().stage, Stage::Round1);
+    let kinds: Vec<_> = strayed
+        .messages_for(ids[0])
+        .iter()
+        .map(Message::kind)
+        .collect();
+    assert_eq!(kinds, [Kind::Round1]);
+    finish(&mut machines, &ids);
+}
+
+#[test]
 fn a_copied_commitment_without_its_secret_names_the_copyist() {
     let ids = signers(3);
     let honest = machines(3, 2);

@@ -3,18 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use frost_secp256k1_tr::keys::dkg::{part1, part2, part3, round1, round2};
-use frost_secp256k1_tr::keys::{PublicKeyPackage, SecretShare};
+use frost_secp256k1_tr::keys::PublicKeyPackage;
+use frost_secp256k1_tr::keys::dkg::{round1, round2};
 use frost_secp256k1_tr::{Error as FrostError, Identifier};
 
 use super::message::PackageDigest;
+use super::scheme::Scheme;
 use super::{
     Ceremony, CeremonyError, CeremonyId, Kind, Message, Round1Package, Round2Package, Seed,
 };
 use crate::{GroupInfo, GroupKey, KeyShare, SignerId, hash};
-
-/// After key generation, before any refresh.
-const FIRST_EPOCH: u32 = 0;
 
 /// Digest of each participant's round-1 package.
 type Seen = BTreeMap<SignerId, PackageDigest>;
@@ -29,6 +27,7 @@ type Confirmed = ([u8; 32], GroupKey);
 pub struct Machine {
     ceremony: Ceremony,
     id: CeremonyId,
+    scheme: Scheme,
     /// Until round 2 is computed.
     secret: Option<round1::SecretPackage>,
     round2_secret: Option<round2::SecretPackage>,
@@ -51,18 +50,29 @@ impl Machine {
     /// # Errors
     /// [`CeremonyError`] if there can be no such ceremony.
     pub fn new(ceremony: Ceremony, seed: &Seed) -> Result<Self, CeremonyError> {
+        Self::start(ceremony, Scheme::Generate, seed)
+    }
+
+    /// [`Self::new`] for either scheme; [`crate::refresh`] starts the other.
+    pub(crate) fn start(
+        ceremony: Ceremony,
+        scheme: Scheme,
+        seed: &Seed,
+    ) -> Result<Self, CeremonyError> {
         ceremony.check()?;
         let id = ceremony.id();
         let me = ceremony.me;
         let (threshold, signers) = (ceremony.threshold, ceremony.signers.len());
         let signers =
             u16::try_from(signers).map_err(|_| CeremonyError::Bounds { threshold, signers })?;
-        let (secret, package) = part1(me.frost(), signers, threshold, seed.stream(&id, me))
+        let (secret, package) = scheme
+            .part1(me, signers, threshold, seed.stream(&id, me))
             .map_err(CeremonyError::Frost)?;
         let package = Round1Package::new(package).map_err(CeremonyError::Frost)?;
         Ok(Self {
             ceremony,
             id,
+            scheme,
             secret: Some(secret),
             round2_secret: None,
             round2_out: BTreeMap::new(),
@@ -200,7 +210,8 @@ impl Machine {
         }
         match message {
             Message::Round1 { package, .. }
-                if package.coefficients() != Some(usize::from(self.ceremony.threshold)) =>
+                if package.coefficients()
+                    != Some(self.scheme.coefficients(self.ceremony.threshold)) =>
             {
                 Err(Reject::Malformed {
                     from,
@@ -236,13 +247,15 @@ impl Machine {
         self.compare_confirms()
     }
 
-    /// All round-1 packages are here: checks the proofs of knowledge, computes what to send in round 2, and
-    /// echoes.
+    /// All round-1 packages are here: checks them, computes what to send in round 2, and echoes.
     fn prepare_round2(&mut self) -> Result<(), Failure> {
         let Some(secret) = self.secret.take() else {
             return Ok(());
         };
-        let (secret, packages) = part2(secret, &self.others_round1()).map_err(Failure::from)?;
+        let (secret, packages) = self
+            .scheme
+            .part2(secret, &self.others_round1())
+            .map_err(Failure::from)?;
         self.round2_secret = Some(secret);
         self.round2_out = packages
             .into_iter()
@@ -295,12 +308,7 @@ impl Machine {
             let Some(round1) = self.round1.get(from) else {
                 continue;
             };
-            let share = SecretShare::new(
-                self.ceremony.me.frost(),
-                *package.frost().signing_share(),
-                round1.frost().commitment().clone(),
-            );
-            if share.verify().is_ok() {
+            if self.scheme.fits(self.ceremony.me, round1, package) {
                 self.good.insert(*from);
             } else {
                 culprits.insert(*from);
@@ -323,10 +331,13 @@ impl Machine {
             .iter()
             .map(|(id, p)| (id.frost(), p.frost().clone()))
             .collect();
-        let (key, public) = part3(secret, &self.others_round1(), &round2).map_err(Failure::from)?;
+        let (key, public) = self
+            .scheme
+            .part3(secret, &self.others_round1(), &round2)
+            .map_err(Failure::from)?;
         let transcript = self.transcript(&public)?;
         let group = GroupInfo::new(
-            FIRST_EPOCH,
+            self.scheme.epoch(),
             self.ceremony.threshold,
             *public.verifying_key(),
             public

@@ -45,7 +45,7 @@ impl Seed {
             DERIVATION,
             [self.0.as_slice(), ceremony.0.as_slice(), me.as_slice()],
         ));
-        SeedStream(ChaCha20::new(key.as_slice().into(), &[0; 12].into()))
+        SeedStream::new(&key)
     }
 }
 
@@ -56,7 +56,14 @@ impl fmt::Debug for Seed {
 }
 
 /// ChaCha20's key stream (RFC 8439) as a source of randomness; the cipher zeroizes itself on drop.
-pub(super) struct SeedStream(ChaCha20);
+pub(crate) struct SeedStream(ChaCha20);
+
+impl SeedStream {
+    /// The stream of a key that serves nothing else.
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
+        Self(ChaCha20::new(key.into(), &[0; 12].into()))
+    }
+}
 
 impl RngCore for SeedStream {
     fn next_u32(&mut self) -> u32 {

@@ -88,3 +88,34 @@ pub fn group(n: u8, threshold: u16) -> Vec<KeyShare> {
         .map(|machine| copy(machine.finished().unwrap()))
         .collect()
 }
+
+/// The context of the tests' refreshes.
+pub const REFRESH: [u8; 32] = [0xEF; 32];
+
+/// The fixed seed of the participant at index `me` of a refresh.
+pub fn refresh_seed(me: usize) -> Seed {
+    Seed::from_bytes(&[u8::try_from(me).unwrap() + 101; 32])
+}
+
+pub fn refresh_machine(share: &KeyShare, epoch: u32, me: usize) -> Machine {
+    threshold::refresh::machine(share, epoch, &REFRESH, &refresh_seed(me)).unwrap()
+}
+
+pub fn refresh_machines(shares: &[KeyShare], epoch: u32) -> Vec<Machine> {
+    shares
+        .iter()
+        .enumerate()
+        .map(|(me, share)| refresh_machine(share, epoch, me))
+        .collect()
+}
+
+/// The shares of the next epoch.
+pub fn refreshed(shares: &[KeyShare]) -> Vec<KeyShare> {
+    let mut machines = refresh_machines(shares, shares[0].group().epoch() + 1);
+    let ids: Vec<_> = shares.iter().map(KeyShare::signer).collect();
+    finish(&mut machines, &ids);
+    machines
+        .iter()
+        .map(|machine| copy(machine.finished().unwrap()))
+        .collect()
+}
