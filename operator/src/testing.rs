@@ -54,6 +54,7 @@ pub fn roster() -> &'static Roster {
         let member = |name: &str, identity: Identity| Member {
             name: name.to_owned(),
             key: identity.public(),
+            founding_key: None,
             addresses: Vec::new(),
         };
         Roster {

@@ -21,8 +21,24 @@ pub struct Member {
     pub name: String,
     /// Its identity.
     pub key: PeerKey,
+    /// The identity that it took part in key generation with, if that was replaced since (a repair). Its FROST
+    /// identifier, and with it the roster's hash, stay those of this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founding_key: Option<PeerKey>,
     /// Where it listens, as multiaddresses (`/ip4/192.0.2.7/tcp/9000`).
     pub addresses: Vec<String>,
+}
+
+impl Member {
+    /// The key that its FROST identifier is derived from.
+    pub fn founding(&self) -> PeerKey {
+        self.founding_key.unwrap_or(self.key)
+    }
+
+    /// Its FROST identifier, if it is an operator.
+    pub fn signer(&self) -> SignerId {
+        SignerId::derive(&self.founding().0)
+    }
 }
 
 /// All nodes of a vault and how many operators must sign.
@@ -62,10 +78,13 @@ pub enum RosterError {
     /// Nobody could meet the attestation that is required.
     #[error(transparent)]
     Attestation(#[from] RequirementError),
+    /// A coordinator has a founding key.
+    #[error("the coordinator {0} has a founding key, which only operators can have")]
+    Founding(String),
 }
 
 impl Roster {
-    /// Checks sizes, threshold and that no key appears twice.
+    /// Checks sizes, threshold and that no key appears twice, founding keys included.
     ///
     /// # Errors
     /// The first [`RosterError`] found.
@@ -84,9 +103,18 @@ impl Roster {
         }
         let mut seen = BTreeSet::new();
         for member in self.members() {
-            if !seen.insert(member.key) {
-                return Err(RosterError::Duplicate(member.key));
+            for key in [Some(member.key), member.founding_key]
+                .into_iter()
+                .flatten()
+            {
+                if !seen.insert(key) {
+                    return Err(RosterError::Duplicate(key));
+                }
             }
+        }
+        let mut coordinators = self.coordinators.iter();
+        if let Some(member) = coordinators.find(|member| member.founding_key.is_some()) {
+            return Err(RosterError::Founding(member.name.clone()));
         }
         Ok(self.attestation.validate()?)
     }
@@ -108,28 +136,29 @@ impl Roster {
 
     /// The FROST identifier of an operator; `None` for anybody else.
     pub fn signer(&self, key: &PeerKey) -> Option<SignerId> {
-        self.is_operator(key).then(|| SignerId::derive(&key.0))
+        let mut operators = self.operators.iter();
+        operators
+            .find(|member| member.key == *key)
+            .map(Member::signer)
     }
 
     /// The operator with a FROST identifier.
     pub fn operator(&self, signer: SignerId) -> Option<&Member> {
         self.operators
             .iter()
-            .find(|member| SignerId::derive(&member.key.0) == signer)
+            .find(|member| member.signer() == signer)
     }
 
     /// All FROST identifiers.
     pub fn signers(&self) -> BTreeSet<SignerId> {
-        self.operators
-            .iter()
-            .map(|member| SignerId::derive(&member.key.0))
-            .collect()
+        self.operators.iter().map(Member::signer).collect()
     }
 
-    /// What key generation binds a polynomial to, beside the parameters: the operators' keys and t.
-    /// Names, addresses, coordinators and the required attestation can change without a new key.
+    /// What key generation binds a polynomial to, beside the parameters: the operators' founding keys and t.
+    /// Names, addresses, replaced identities, coordinators and the required attestation can change without a new key.
     pub fn hash(&self) -> [u8; 32] {
-        let mut keys: Vec<_> = self.operators.iter().map(|member| member.key.0).collect();
+        let founding = self.operators.iter().map(|member| member.founding().0);
+        let mut keys: Vec<_> = founding.collect();
         keys.sort_unstable();
         hash::tagged(
             "drawbridge/roster",

@@ -336,6 +336,7 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
     Ok(Member {
         name: name.to_owned(),
         key: identity.public(),
+        founding_key: None,
         addresses: vec![format!("/ip4/127.0.0.1/tcp/{}", free_port()?)],
     })
 }

@@ -148,6 +148,7 @@ pub fn member(number: u8) -> Member {
     Member {
         name: format!("node-{number}"),
         key: PeerKey([number; 32]),
+        founding_key: None,
         addresses: Vec::new(),
     }
 }
