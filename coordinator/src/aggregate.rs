@@ -67,21 +67,26 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         roster: pipeline.roster.clone(),
         me: pipeline.me,
     };
-    let parent = candidate.parent;
-    let view = pipeline.view();
+    let (parent, epoch) = (candidate.parent, pipeline.vault.group().epoch());
+    let (view, epochs) = (pipeline.view(), pipeline.epochs.clone());
     let stop = pipeline.stop.clone();
     let mut vote = Vote::new(pipeline, &record);
+    let abandon = || {
+        stop.is_cancelled()
+            || epochs.wants_way(epoch)
+            || view.head().is_some_and(|head| head.outpoint != parent)
+    };
     let report = gossip::run(
         &pipeline.network,
         &pipeline.sessions,
         task,
-        || stop.is_cancelled() || view.head().is_some_and(|head| head.outpoint != parent),
+        abandon,
         |refusals, attempts| vote.is_lost(refusals, attempts),
     )
     .await;
     let left_out = vote.end();
     let Some(report) = report else {
-        // Shutdown, or the treasury moved: look again.
+        // Shutdown, the treasury moved, or the shares are of a new epoch: look again.
         queue.release(lease);
         return Ok(false);
     };

@@ -16,7 +16,7 @@ use storage::{ReadError, Store};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{gossip::Sessions, records};
+use crate::{epoch::Epochs, gossip::Sessions, records};
 
 /// What the network's questions are answered from.
 pub struct Desk {
@@ -26,6 +26,8 @@ pub struct Desk {
     pub roster: Arc<Roster>,
     /// Where accepts and refusals go.
     pub sessions: Sessions,
+    /// What is known of later epochs.
+    pub epochs: Epochs,
     /// Own Bitcoin node.
     pub rpc: BitcoinRpc,
 }
@@ -73,9 +75,26 @@ impl Desk {
                 Answer::Body(history::kept_body(&self.store, &hash)?)
             }
             Ask::Batch(sequence) => Answer::Batch(self.confirmed(sequence)?),
+            Ask::Epoch => Answer::Epoch {
+                certificate: certificate::load_epoch(&self.store)?,
+                pending: Vec::new(),
+            },
+            Ask::Accept { session, epoch, .. }
+                if self
+                    .sessions
+                    .epoch(&session)
+                    .is_some_and(|own| own != epoch) =>
+            {
+                let own = self.sessions.epoch(&session).unwrap_or_default();
+                Answer::Refused(Refusal::new(
+                    Rule::S12,
+                    format!("this session is signed with shares of epoch {own}, not {epoch}"),
+                ))
+            }
             Ask::Accept {
                 session,
                 commitments,
+                ..
             } => match self.roster.signer(&from) {
                 Some(signer)
                     if self.sessions.tell(
@@ -105,7 +124,13 @@ impl Desk {
                 }
                 None => Answer::Refused(Refusal::new(Rule::S12, "only operators vote")),
             },
-            Ask::Dkg { .. } | Ask::Keep { .. } | Ask::Sign { .. } | Ask::Attest { .. } => {
+            Ask::Dkg { .. }
+            | Ask::Keep { .. }
+            | Ask::Sign { .. }
+            | Ask::Attest { .. }
+            | Ask::Refresh { .. }
+            | Ask::Repair(_)
+            | Ask::Delta(_) => {
                 Answer::Refused(Refusal::new(Rule::S12, "a coordinator does not do this"))
             }
         })
@@ -137,6 +162,7 @@ impl Desk {
                     }
                 });
             }
+            Ok(Gossip::Epoch(certificate)) => self.epochs.offer(certificate),
             Ok(_) => {}
             Err(error) => tracing::debug!(%from, %error, "gossip not understood"),
         }

@@ -154,6 +154,14 @@ impl Founding<'_> {
         if finished < self.roster.operators.len() {
             return None;
         }
+        if groups.iter().any(|group| group != first)
+            && groups
+                .iter()
+                .all(|group| group.group_key() == first.group_key())
+        {
+            tracing::info!("the operators are on their way to a new epoch; waiting for all");
+            return None;
+        }
         if groups.iter().any(|group| group != first) {
             tracing::error!(
                 "operators name different group keys; key generation has to be repeated"

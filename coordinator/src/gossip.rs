@@ -46,13 +46,13 @@ pub enum Heard {
 #[derive(Clone, Default)]
 pub struct Sessions(Arc<Mutex<Option<Open>>>);
 
-/// The session that runs, and where its inputs go.
-type Open = (SessionId, mpsc::Sender<Heard>);
+/// The session that runs, the epoch of the shares that sign it, and where its inputs go.
+type Open = (SessionId, u32, mpsc::Sender<Heard>);
 
 impl Sessions {
-    fn open(&self, id: SessionId) -> mpsc::Receiver<Heard> {
+    fn open(&self, id: SessionId, epoch: u32) -> mpsc::Receiver<Heard> {
         let (sender, receiver) = mpsc::channel(MAX_INPUTS);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, sender));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, epoch, sender));
         receiver
     }
 
@@ -63,8 +63,16 @@ impl Sessions {
     fn sender(&self, id: Option<&SessionId>) -> Option<mpsc::Sender<Heard>> {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.as_ref()
-            .filter(|(open, _)| id.is_none_or(|id| id == open))
-            .map(|(_, sender)| sender.clone())
+            .filter(|(open, ..)| id.is_none_or(|id| id == open))
+            .map(|(.., sender)| sender.clone())
+    }
+
+    /// The epoch of the shares that sign a session, if it is open.
+    pub fn epoch(&self, id: &SessionId) -> Option<u32> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref()
+            .filter(|(open, ..)| id == open)
+            .map(|(_, epoch, _)| *epoch)
     }
 
     /// Hands an input to a session. Gives whether that session is open and had room.
@@ -152,7 +160,8 @@ pub async fn run(
     mut give_up: impl FnMut(&[(PeerKey, Refusal)], u32) -> bool,
 ) -> Option<Report> {
     let id = task.subject.session(&task.me);
-    let mut heard = sessions.open(id);
+    let epoch = task.group.epoch();
+    let mut heard = sessions.open(id, epoch);
     let mut session = Session::new(task.group.clone(), task.messages.clone(), task.needed);
     let mut times = Clock::default();
     let mut repeat = tokio::time::interval(REPEAT);
@@ -208,6 +217,7 @@ pub async fn run(
                         sessions,
                         &task.roster,
                         id,
+                        epoch,
                         attempt,
                         package.commitments,
                     );
@@ -281,12 +291,14 @@ fn request(
     sessions: &Sessions,
     roster: &Roster,
     session: SessionId,
+    epoch: u32,
     attempt: u32,
     commitments: BTreeMap<SignerId, threshold::sign::Commitments>,
 ) {
     let signers: Vec<SignerId> = commitments.keys().copied().collect();
     let ask = encode(&Ask::Sign {
         session,
+        epoch,
         attempt,
         commitments,
     });

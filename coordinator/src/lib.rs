@@ -18,6 +18,7 @@ pub mod batch;
 pub mod broadcast;
 pub mod confirm;
 pub mod detect;
+pub mod epoch;
 pub mod genesis;
 pub mod gossip;
 pub mod live;

@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    epoch::Epochs,
     gossip::Sessions,
     live::{Live, SharedHistory},
     queue::{self, enqueue},
@@ -98,6 +99,8 @@ pub struct Pipeline {
     pub network: Network,
     /// Where the network's events find the session.
     pub sessions: Sessions,
+    /// What is known of later epochs.
+    pub epochs: Epochs,
     /// Own Bitcoin node.
     pub rpc: BitcoinRpc,
     /// Makes proofs.

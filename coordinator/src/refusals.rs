@@ -139,6 +139,7 @@ mod tests {
         let member = |n: u8| Member {
             name: format!("operator-{n}"),
             key: key(n),
+            founding_key: None,
             addresses: Vec::new(),
         };
         Roster {

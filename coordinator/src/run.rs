@@ -21,6 +21,7 @@ use crate::{
     aggregate,
     answer::{self, Desk},
     api, batch, broadcast, confirm, detect,
+    epoch::{self, Epochs},
     genesis::Founding,
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
@@ -97,12 +98,20 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
     let router = api::router(reader.clone(), settings.requests_per_second);
     let http = tokio::spawn(api::serve(listener, router, stop.clone()));
     let sessions = Sessions::default();
+    let epochs = Epochs::new(live.subscribe(), reader.wake.clone());
+    tokio::spawn(epoch::watch(
+        network.clone(),
+        roster.clone(),
+        epochs.clone(),
+        stop.clone(),
+    ));
     let answering = tokio::spawn(answer::run(
         events,
         Desk {
             store: store.clone(),
             roster: roster.clone(),
             sessions: sessions.clone(),
+            epochs: epochs.clone(),
             rpc: rpc.clone(),
         },
         stop.clone(),
@@ -119,6 +128,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
             store,
             network: network.clone(),
             sessions,
+            epochs,
             live,
             reader,
         },
@@ -143,6 +153,7 @@ struct Parts {
     store: Store,
     network: Network,
     sessions: Sessions,
+    epochs: Epochs,
     live: watch::Sender<Live>,
     reader: Reader,
 }
@@ -159,6 +170,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         store,
         network,
         sessions,
+        epochs,
         live,
         reader,
     } = parts;
@@ -203,6 +215,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         store: store.clone(),
         network: network.clone(),
         sessions,
+        epochs,
         rpc,
         keys,
         vault: vault.clone(),
@@ -266,6 +279,9 @@ async fn step(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         return Ok(true);
     }
     broadcast::again(pipeline).await?;
+    if epoch::run(pipeline).await? {
+        return Ok(true);
+    }
     Ok(aggregate::run(pipeline).await?
         || prove::run(pipeline).await?
         || batch::form(pipeline).await?)

@@ -33,12 +33,13 @@ pub const CONFIRMED: Table<u64, Confirmed> = Table::new("confirmed", 1);
 /// Where the chain follower stands.
 pub const POSITION: Table<(), Position> = Table::new("position", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 5] = [
+pub const TABLES: [ColumnName; 6] = [
     BODIES.name(),
     CANDIDATES.name(),
     CONFIRMED.name(),
     POSITION.name(),
     crate::certificate::CERTIFICATE.name(),
+    crate::certificate::EPOCH.name(),
 ];
 
 /// Transitions kept in memory to undo batches; a deeper reorganisation replays from genesis.

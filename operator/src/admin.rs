@@ -91,6 +91,25 @@ pub enum Request {
         /// Its id.
         operation: String,
     },
+    /// Begin a refresh of all shares, or take part in it: [`crate::refresh::Begun`].
+    Refresh {
+        /// Give an attempt up that has not led to a certificate, and begin another.
+        anew: bool,
+    },
+    /// Begin the repair of this operator's lost share.
+    Repair {},
+    /// Whom an approval would be for: [`crate::repair::Candidate`].
+    RepairCandidate {
+        /// An operator's name in the roster, or its key.
+        operator: String,
+    },
+    /// Approve that an operator's share is repaired: [`crate::repair::Candidate`].
+    RepairApprove {
+        /// The identity key that gets the share.
+        key: String,
+        /// The epoch at which the administrator has looked at it.
+        epoch: u32,
+    },
 }
 
 impl Request {
@@ -98,7 +117,11 @@ impl Request {
     fn only_reads(&self) -> bool {
         matches!(
             self,
-            Self::Status {} | Self::Ledger { .. } | Self::Policy {} | Self::Pending {}
+            Self::Status {}
+                | Self::Ledger { .. }
+                | Self::Policy {}
+                | Self::Pending {}
+                | Self::RepairCandidate { .. }
         )
     }
 }

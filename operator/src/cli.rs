@@ -6,6 +6,8 @@ mod decide;
 mod export;
 mod init;
 mod policy;
+mod refresh;
+mod repair;
 mod status;
 
 use std::{
@@ -128,6 +130,29 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         passphrase_file: Option<PathBuf>,
     },
+    /// Make all operators' key shares anew, for the same key: shares that were lost or stolen before are of no use
+    /// afterwards, and neither are backups.
+    ///
+    /// It begins once the administrators of all operators have run this, and signs again with new shares once all have
+    /// certified them; 'status' shows who is missing. The vault goes on signing meanwhile.
+    Refresh {
+        #[command(flatten)]
+        own: Own,
+        /// Give up an attempt that was finished here and that others have given up, and begin another.
+        #[arg(long)]
+        anew: bool,
+    },
+    /// Get this operator's lost key share back from the other operators, onto a host with a new identity.
+    ///
+    /// Before: 'init' a folder, have every node's roster name the new key, with the old one as founding_key, and
+    /// 'run' this operator. Then the administrators of as many operators as sign must approve the new key.
+    #[command(args_conflicts_with_subcommands = true)]
+    Repair {
+        #[command(flatten)]
+        own: Own,
+        #[command(subcommand)]
+        command: Option<repair::Command>,
+    },
     /// Write the operator's own ledger (accounts, balances, nonces, supply) into a new JSON file, checked against the
     /// digest on the chain.
     ExportLedger {
@@ -214,6 +239,12 @@ fn execute(command: Command) -> anyhow::Result<Option<Reply>> {
             secret,
             passphrase_file,
         } => backup::restore(&file, &folder, &secret, passphrase_file.as_deref()).map(Some),
+        Command::Refresh { own, anew } => refresh::refresh(&own, anew).map(Some),
+        Command::Repair { own, command: None } => repair::repair(&own).map(Some),
+        Command::Repair {
+            command: Some(repair::Command::Approve { operator, own, yes }),
+            ..
+        } => repair::approve(&own, &operator, yes).map(Some),
         Command::ExportLedger { file, own } => export::export_ledger(&own, &file).map(Some),
     }
 }

@@ -34,11 +34,6 @@ pub enum GenerateError {
     /// This node's identity is not an operator's.
     #[error("the identity {0} is not among the roster's operators")]
     NotAnOperator(PeerKey),
-    /// The vault exists, and this operator's share of it does not.
-    #[error(
-        "the vault has its genesis, but the key share is not on disk: restore it from a backup"
-    )]
-    ShareLost,
     /// A key file.
     #[error("a key file can't be used")]
     Keys(#[from] KeyFileError),
@@ -71,14 +66,15 @@ pub struct Generation {
     roster: Roster,
     identity: Arc<Identity>,
     context: [u8; 32],
-    /// `None` once the genesis certificate is known.
+    /// `None` once the genesis certificate is known, or the share is lost.
     machine: Option<Machine>,
     has_share: bool,
 }
 
 impl Generation {
-    /// Starts or resumes the ceremony, and gives the share if there is one on disk. With a certificate the
-    /// ceremony is over, and a share must be there.
+    /// Starts or resumes the ceremony, and gives the share if there is one on disk. If the key is known to exist
+    /// (there is a genesis certificate, the roster says that this operator's identity was replaced, or a repair was asked
+    /// for), the ceremony is over: without a share none is begun.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -87,7 +83,7 @@ impl Generation {
         roster: &Roster,
         parameters: &Parameters,
         identity: Arc<Identity>,
-        has_certificate: bool,
+        is_over: bool,
     ) -> Result<(Self, Option<KeyShare>), GenerateError> {
         let own = identity.public();
         let me = roster
@@ -95,9 +91,6 @@ impl Generation {
             .ok_or(GenerateError::NotAnOperator(own))?;
         let context = context(roster, parameters);
         let share = keys.load_share()?;
-        if share.is_none() && has_certificate {
-            return Err(GenerateError::ShareLost);
-        }
         if let Some(share) = &share {
             check_share(share, me, roster)?;
         }
@@ -108,13 +101,17 @@ impl Generation {
             context,
         };
         let id = ceremony.id();
+        let is_over = is_over
+            || roster
+                .operator(me)
+                .is_some_and(|own| own.founding_key.is_some());
         let machine = match keys.load_seed(&id)? {
-            Some(_) if has_certificate => {
+            Some(_) if is_over => {
                 keys.delete_seed()?;
                 None
             }
             Some(seed) => Some(Machine::new(ceremony, &seed)?),
-            None if share.is_some() => None,
+            None if is_over || share.is_some() => None,
             None => {
                 let seed = Seed::random(&mut OsRng);
                 keys.save_seed(&id, &seed)?;
@@ -133,6 +130,15 @@ impl Generation {
             },
             share,
         ))
+    }
+
+    /// The administrator knows that the share is lost: a ceremony that waits for the others will not come.
+    ///
+    /// # Errors
+    /// [`GenerateError::Keys`] when the seed can't be deleted.
+    pub fn give_up(&mut self) -> Result<(), GenerateError> {
+        self.machine = None;
+        Ok(self.keys.delete_seed()?)
     }
 
     /// The ceremony's context, for questions to others.
@@ -180,11 +186,15 @@ impl Generation {
                 "this operator has another roster, threshold or set of vault parameters",
             ));
         }
-        let messages = self
-            .machine
-            .iter()
-            .flat_map(|machine| machine.messages_for(signer));
-        Ok(messages
+        let machine = self.machine.as_ref().ok_or_else(|| {
+            Refusal::new(
+                Rule::S12,
+                "the key exists; an operator that has lost its share restores a backup, or repairs it",
+            )
+        })?;
+        Ok(machine
+            .messages_for(signer)
+            .into_iter()
             .map(|message| self.identity.sign(DKG_DOMAIN, message))
             .collect())
     }
@@ -274,22 +284,25 @@ mod tests {
         share: Option<KeyShare>,
     }
 
-    fn open(
-        folder: &std::path::Path,
-        identity: &Arc<Identity>,
-        has_certificate: bool,
-    ) -> (Generation, Option<KeyShare>) {
-        let keys = KeyFiles::new(
+    fn keys(folder: &std::path::Path) -> KeyFiles {
+        KeyFiles::new(
             folder.to_owned(),
             Zeroizing::new("correct horse".to_owned()),
             Cost::Fast,
-        );
+        )
+    }
+
+    fn open(
+        folder: &std::path::Path,
+        identity: &Arc<Identity>,
+        is_over: bool,
+    ) -> (Generation, Option<KeyShare>) {
         Generation::open(
-            Arc::new(keys),
+            Arc::new(keys(folder)),
             testing::roster(),
             testing::parameters(),
             identity.clone(),
-            has_certificate,
+            is_over,
         )
         .unwrap()
     }
@@ -372,35 +385,119 @@ mod tests {
         );
 
         nodes[0].generation.finish().unwrap();
-        assert!(
-            nodes[0]
-                .generation
-                .answer(&other, &context)
-                .unwrap()
-                .is_empty()
-        );
+        let refusal = nodes[0].generation.answer(&other, &context).unwrap_err();
+        assert!(refusal.reason.contains("repairs it"), "{refusal}");
         let (generation, share) = open(nodes[0].folder.path(), &nodes[0].identity, true);
         assert!(share.is_some() && generation.progress().is_none());
     }
 
     #[test]
-    fn a_lost_share_is_an_error_and_no_reason_for_a_new_key() {
+    fn a_lost_share_is_no_reason_for_a_new_key() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = KeyFiles::new(
-            folder.path().to_owned(),
-            Zeroizing::new("correct horse".to_owned()),
-            Cost::Fast,
-        );
         let identity = Arc::new(testing::identity(0));
-        let opened = Generation::open(
-            Arc::new(keys),
-            testing::roster(),
+        let (generation, share) = open(folder.path(), &identity, true);
+        assert!(share.is_none() && generation.progress().is_none());
+        assert!(generation.wanted().is_empty());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_replaced_identity_joins_no_key_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut roster = testing::roster().clone();
+        let identity = Arc::new(Identity::from_secret(&[99; 32]));
+        roster.operators[0].founding_key = Some(roster.operators[0].key);
+        roster.operators[0].key = identity.public();
+        assert_eq!(roster.hash(), testing::roster().hash());
+        let (generation, share) = Generation::open(
+            Arc::new(keys(folder.path())),
+            &roster,
             testing::parameters(),
             identity,
-            true,
-        );
-        assert!(matches!(opened, Err(GenerateError::ShareLost)));
+            false,
+        )
+        .unwrap();
+        assert!(share.is_none() && generation.progress().is_none());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_node_restarted_with_another_roster_does_not_start_and_keeps_its_seed() {
+        let mut nodes = nodes();
+        round(&mut nodes);
+        let folder = nodes[1].folder.path();
+        let seed = folder.join("dkg-seed.sealed");
+        let before = std::fs::read(&seed).unwrap();
+        let mut roster = testing::roster().clone();
+        roster.threshold = 3;
+        let opened = Generation::open(
+            Arc::new(keys(folder)),
+            &roster,
+            testing::parameters(),
+            nodes[1].identity.clone(),
+            false,
+        );
+        assert!(matches!(
+            opened.err(),
+            Some(GenerateError::Keys(KeyFileError::OtherCeremony(_)))
+        ));
+        assert_eq!(std::fs::read(&seed).unwrap(), before);
+        // With the right roster it goes on.
+        let (generation, _) = open(folder, &nodes[1].identity, false);
+        nodes[1].generation = generation;
+        for _ in 0..6 {
+            round(&mut nodes);
+        }
+        assert!(nodes.iter().all(|node| node.share.is_some()));
+    }
+
+    #[test]
+    fn two_polynomials_for_two_peers_end_the_ceremony_without_a_share_and_name_the_author() {
+        let mut nodes = nodes();
+        // 2 shows 0 another polynomial than 1: it has two folders.
+        let second = tempfile::tempdir().unwrap();
+        let identity = nodes[2].identity.clone();
+        let (other_face, _) = open(second.path(), &identity, false);
+        let liar = identity.public();
+        let (zero, context) = (nodes[0].identity.public(), nodes[0].generation.context());
+        let lie = other_face.answer(&zero, &context).unwrap();
+        nodes[0].generation.take(&liar, &lie).unwrap();
+        for _ in 0..6 {
+            round(&mut nodes);
+        }
+        for node in &nodes[..2] {
+            assert!(node.share.is_none());
+            let failure = node.generation.progress().unwrap().failure.unwrap();
+            let culprit = testing::roster().signer(&liar).unwrap();
+            assert!(failure.culprits().contains(&culprit), "{failure}");
+            assert!(!node.folder.path().join("key-share.sealed").exists());
+            assert!(node.generation.wanted().is_empty());
+        }
+    }
+
+    #[test]
+    fn messages_of_another_vaults_key_generation_change_nothing() {
+        let mut nodes = nodes();
+        let mut parameters = testing::parameters().clone();
+        parameters.deposit_confirmations += 1;
+        let folder = tempfile::tempdir().unwrap();
+        let (elsewhere, _) = Generation::open(
+            Arc::new(keys(folder.path())),
+            testing::roster(),
+            &parameters,
+            nodes[1].identity.clone(),
+            false,
+        )
+        .unwrap();
+        let (zero, from) = (nodes[0].identity.public(), nodes[1].identity.public());
+        let messages = elsewhere.answer(&zero, &elsewhere.context()).unwrap();
+        assert!(!messages.is_empty());
+        nodes[0].generation.take(&from, &messages).unwrap();
+        assert!(nodes[0].generation.wanted().contains(&from));
+        for _ in 0..6 {
+            round(&mut nodes);
+        }
+        assert!(nodes.iter().all(|node| node.share.is_some()));
     }
 
     #[test]

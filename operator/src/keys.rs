@@ -1,7 +1,16 @@
-//! The operator's secrets on disk (S10): its key share, and until the genesis the seed of key generation.
-//! Both are sealed under the passphrase, readable by their owner only, and written whole or not at all.
+//! The operator's secrets on disk (S10): its key share, until the genesis the seed of key generation, and during
+//! a refresh its seed and the new share. All are sealed under the passphrase, readable by their owner only, and
+//! written whole or not at all.
+//!
+//! ```text
+//! key-share.sealed             the share that signs
+//! key-share-epoch-N.sealed     a share of a later epoch, until its certificate is here: then renamed over the other
+//! dkg-seed.sealed              until the genesis certificate
+//! refresh-seed.sealed          from the administrator's word until the certificate of the new epoch
+//! ```
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -20,6 +29,12 @@ const SHARE_FILE: &str = "key-share.sealed";
 const SHARE_PURPOSE: &str = "key-share";
 const SEED_FILE: &str = "dkg-seed.sealed";
 const SEED_PURPOSE: &str = "dkg-seed";
+const PENDING_PREFIX: &str = "key-share-epoch-";
+const SEALED: &str = ".sealed";
+const REFRESH_FILE: &str = "refresh-seed.sealed";
+const REFRESH_PURPOSE: &str = "refresh-seed";
+/// Shares of uncertified epochs that are kept: each is a refresh that all n finished and nobody certified.
+const MAX_PENDING: usize = 64;
 /// Largest sealed file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 2 << 20;
 
@@ -62,6 +77,24 @@ pub enum KeyFileError {
          ceremony only. Move the file away if that ceremony is given up by everybody"
     )]
     OtherCeremony(PathBuf),
+    /// Too many refreshes ended without a certificate.
+    #[error(
+        "{0} holds shares of {MAX_PENDING} refreshes that nobody certified; find out who does not sign for a new epoch"
+    )]
+    Pending(PathBuf),
+    /// There is another share of that epoch.
+    #[error("{0} is a share of the same epoch and another refresh; nothing was changed")]
+    OtherShare(PathBuf),
+}
+
+/// What a refresh needs to go on after a restart. That it is there is the administrator's word.
+pub struct RefreshSeed {
+    /// [`threshold::GroupInfo::digest`] of the group that is refreshed.
+    pub base: [u8; 32],
+    /// The epoch that it leads to.
+    pub epoch: u32,
+    /// Makes the polynomial.
+    pub seed: Seed,
 }
 
 /// Where the secrets are, and how they open.
@@ -86,7 +119,10 @@ impl KeyFiles {
     /// # Errors
     /// [`KeyFileError`].
     pub fn load_share(&self) -> Result<Option<KeyShare>, KeyFileError> {
-        let path = self.folder.join(SHARE_FILE);
+        self.load_share_from(self.folder.join(SHARE_FILE))
+    }
+
+    fn load_share_from(&self, path: PathBuf) -> Result<Option<KeyShare>, KeyFileError> {
         let Some(secret) = self.open(&path, SHARE_PURPOSE)? else {
             return Ok(None);
         };
@@ -100,7 +136,10 @@ impl KeyFiles {
     /// # Errors
     /// [`KeyFileError`].
     pub fn save_share(&self, share: &KeyShare) -> Result<(), KeyFileError> {
-        let path = self.folder.join(SHARE_FILE);
+        self.save_share_to(self.folder.join(SHARE_FILE), share)
+    }
+
+    fn save_share_to(&self, path: PathBuf, share: &KeyShare) -> Result<(), KeyFileError> {
         let secret = share
             .to_secret_bytes()
             .map_err(|source| KeyFileError::Share {
@@ -108,6 +147,132 @@ impl KeyFiles {
                 source,
             })?;
         self.write(&path, &secret, SHARE_PURPOSE)
+    }
+
+    /// The shares of later epochs that wait for a certificate.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn load_pending(&self) -> Result<BTreeMap<u32, KeyShare>, KeyFileError> {
+        let mut pending = BTreeMap::new();
+        for epoch in self.pending_epochs()? {
+            if let Some(share) = self.load_share_from(self.pending_path(epoch))? {
+                pending.insert(epoch, share);
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Writes the share of a later epoch beside the one that signs. Returns once it is there to stay.
+    /// A share that is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`KeyFileError::OtherShare`] if that one is of another refresh, and the others.
+    pub fn save_pending(&self, share: &KeyShare) -> Result<(), KeyFileError> {
+        let path = self.pending_path(share.group().epoch());
+        if let Some(kept) = self.load_share_from(path.clone())? {
+            return if kept.group() == share.group() {
+                Ok(())
+            } else {
+                Err(KeyFileError::OtherShare(path))
+            };
+        }
+        if self.pending_epochs()?.len() >= MAX_PENDING {
+            return Err(KeyFileError::Pending(self.folder.clone()));
+        }
+        self.save_share_to(path, share)
+    }
+
+    /// Makes the share of a certified epoch the one that signs: it is renamed over the old one. Then shares of
+    /// epochs before it go, too. After a crash at any point one of the two is there, and this can be
+    /// done again.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`].
+    pub fn promote(&self, epoch: u32) -> Result<(), KeyFileError> {
+        let path = self.pending_path(epoch);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            |source| KeyFileError::Io { path, source }
+        };
+        fs::rename(&path, self.folder.join(SHARE_FILE)).map_err(io(&path))?;
+        self.sync_folder().map_err(io(&self.folder))?;
+        for earlier in self.pending_epochs()?.into_iter().filter(|e| *e < epoch) {
+            let path = self.pending_path(earlier);
+            fs::remove_file(&path).map_err(io(&path))?;
+        }
+        self.sync_folder().map_err(io(&self.folder))
+    }
+
+    fn pending_path(&self, epoch: u32) -> PathBuf {
+        self.folder.join(format!("{PENDING_PREFIX}{epoch}{SEALED}"))
+    }
+
+    fn pending_epochs(&self) -> Result<Vec<u32>, KeyFileError> {
+        let list = || -> io::Result<Vec<u32>> {
+            let mut epochs = Vec::new();
+            for entry in fs::read_dir(&self.folder)? {
+                let name = entry?.file_name();
+                let epoch = name.to_str().and_then(|name| {
+                    name.strip_prefix(PENDING_PREFIX)?
+                        .strip_suffix(SEALED)?
+                        .parse::<u32>()
+                        .ok()
+                });
+                epochs.extend(epoch);
+            }
+            epochs.sort_unstable();
+            Ok(epochs)
+        };
+        list().map_err(|source| KeyFileError::Io {
+            path: self.folder.clone(),
+            source,
+        })
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// The refresh that is under way; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn load_refresh(&self) -> Result<Option<RefreshSeed>, KeyFileError> {
+        let path = self.folder.join(REFRESH_FILE);
+        let Some(secret) = self.open(&path, REFRESH_PURPOSE)? else {
+            return Ok(None);
+        };
+        let parts = || {
+            let (base, rest) = secret.split_first_chunk::<32>()?;
+            let (epoch, seed) = rest.split_first_chunk::<4>()?;
+            Some(RefreshSeed {
+                base: *base,
+                epoch: u32::from_be_bytes(*epoch),
+                seed: Seed::from_bytes(seed.try_into().ok()?),
+            })
+        };
+        parts().map(Some).ok_or(KeyFileError::Seed(path))
+    }
+
+    /// Writes what a refresh needs, in place of an earlier one. Returns once it is there to stay.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn save_refresh(&self, refresh: &RefreshSeed) -> Result<(), KeyFileError> {
+        let mut secret = Zeroizing::new(Vec::with_capacity(68));
+        secret.extend_from_slice(&refresh.base);
+        secret.extend_from_slice(&refresh.epoch.to_be_bytes());
+        secret.extend_from_slice(refresh.seed.secret_bytes());
+        self.write(&self.folder.join(REFRESH_FILE), &secret, REFRESH_PURPOSE)
+    }
+
+    /// Ends a refresh: its epoch is certified, or another one's.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`].
+    pub fn delete_refresh(&self) -> Result<(), KeyFileError> {
+        self.delete(REFRESH_FILE)
     }
 
     /// The seed of one ceremony; `None` if there is none.
@@ -149,7 +314,11 @@ impl KeyFiles {
     /// # Errors
     /// [`KeyFileError::Io`].
     pub fn delete_seed(&self) -> Result<(), KeyFileError> {
-        let path = self.folder.join(SEED_FILE);
+        self.delete(SEED_FILE)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), KeyFileError> {
+        let path = self.folder.join(name);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(KeyFileError::Io { path, source })
@@ -207,7 +376,7 @@ impl KeyFiles {
             file.write_all(&sealed)?;
             file.sync_all()?;
             fs::rename(&fresh, path)?;
-            fs::File::open(&self.folder)?.sync_all()
+            self.sync_folder()
         };
         write().map_err(|source| KeyFileError::Io {
             path: path.to_owned(),

@@ -9,8 +9,9 @@
 //!                |
 //!                '- chain steps --> node::history (treasury's chain, ledger)
 //! generate: key generation, once                  status: what it is doing, for people and monitors
-//! admin: what the administrator asks, on a socket  cli (in the binary): the commands
-//! attested: who has shown the attestation that the roster requires
+//! refresh, repair: new shares for the same key     admin: what the administrator asks, on a socket
+//! attested: who has shown the attestation          cli (in the binary): the commands
+//!           that the roster requires
 //! ```
 #![cfg_attr(
     test,
@@ -31,6 +32,8 @@ pub mod passphrase;
 pub mod peers;
 pub mod policy;
 pub mod promises;
+pub mod refresh;
+pub mod repair;
 pub mod restore;
 pub mod run;
 pub mod settings;

@@ -12,10 +12,11 @@ mod administer;
 mod answers;
 mod attest;
 mod decide;
-mod epochs;
+mod epoch;
 mod export;
 mod follow;
 mod key;
+mod repair;
 mod sessions;
 mod show;
 
@@ -38,15 +39,17 @@ use node::{
 use proof::VerifyingKey;
 use protocol::{
     batch::Candidate,
+    epoch::EpochCertificate,
     identity::{Identity, PeerKey, Signed},
-    message::{Refusal, SessionId, Subject},
+    message::{Answer, Refusal, SessionId, Subject},
     parameters::Parameters,
+    repair::RunDelta,
     roster::Roster,
     signer::{self, State},
     vault::{GenesisCertificate, Vault, VaultError, VaultKey},
 };
 use storage::{ColumnName, OpenError, ReadError, Schema, Store};
-use threshold::{GroupInfo, dkg};
+use threshold::{dkg, repair::RunId};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task,
@@ -64,6 +67,8 @@ use crate::{
     peers::{self, Heard, Inbox, Peers},
     policy::{PolicyError, PolicyKeeper},
     promises,
+    refresh::{self, Refresh, RefreshError},
+    repair::{Approval, Helping, OwnRepair, Repairing},
     settings::{Settings, SettingsError},
     status::{self, Status, StatusError, Verdict},
     vault::{KeySafe, Reading},
@@ -76,8 +81,6 @@ const TICK: Duration = Duration::from_millis(250);
 const SLOW_TICKS: u32 = 4;
 /// Results of workers that wait for the loop.
 const MAX_EVENTS: usize = 1_024;
-/// Heartbeats between questions for the others' epoch.
-const EPOCH_TICKS: u32 = 40;
 /// Chain steps that wait for the loop.
 const MAX_STEPS: usize = 4;
 /// Proposals kept because they are ahead of this operator's chain.
@@ -129,6 +132,9 @@ pub enum RunError {
     /// Key generation.
     #[error("key generation can't go on")]
     Generate(#[from] GenerateError),
+    /// A refresh.
+    #[error("a refresh of the key shares can't go on")]
+    Refresh(#[from] RefreshError),
     /// The vault.
     #[error("the vault can't be opened")]
     Vault(#[from] VaultError),
@@ -166,8 +172,14 @@ enum Event {
     Attested(PeerKey, Nonce, Result<Evidence, Problem>),
     /// Somebody knows the genesis certificate.
     Certificate(GenesisCertificate),
-    /// A peer's group.
-    Group(PeerKey, GroupInfo),
+    /// An operator has answered about a refresh, or not.
+    Refresh(PeerKey, Option<epoch::RefreshAnswer>),
+    /// Somebody knows an epoch's certificate.
+    Epoch(EpochCertificate),
+    /// An operator has answered about the repair of the own share, in that run, or not.
+    Repair(PeerKey, Option<RunId>, Option<Box<Answer>>),
+    /// A helper has given its δ, or not.
+    Delta(PeerKey, RunId, Option<Signed<RunDelta>>),
     /// The answer about a missing batch; `None` if nobody has it.
     Missing(Option<(Candidate, Vec<u8>)>),
 }
@@ -219,9 +231,19 @@ struct Node {
     peers: Peers,
     events: mpsc::Sender<Event>,
     state: State,
+    keys: Arc<KeyFiles>,
     generation: Generation,
     key: Option<Arc<VaultKey>>,
+    /// The share that signs.
     safe: Option<Arc<Mutex<KeySafe>>>,
+    refresh: Option<Refresh>,
+    /// Shares of later epochs, each for the claim that makes it the one that signs.
+    pending: BTreeMap<u32, Arc<Mutex<KeySafe>>>,
+    epoch_certificate: Option<EpochCertificate>,
+    helping: Helping,
+    approvals: BTreeMap<PeerKey, Approval>,
+    own_repair: Option<OwnRepair>,
+    repairing: Option<Repairing>,
     open: Option<Open>,
     steps: Option<mpsc::Receiver<Result<Step, FollowError>>>,
     node_status: watch::Receiver<NodeStatus>,
@@ -239,9 +261,10 @@ struct Node {
     attested: Attested,
     /// Where this operator's own documents come from.
     documents: Option<attest::Documents>,
+    asking_refresh: BTreeSet<PeerKey>,
+    asking_repair: BTreeSet<PeerKey>,
+    asking_deltas: BTreeSet<(PeerKey, RunId)>,
     asking_missing: bool,
-    /// The epochs of the others' shares, as far as they have said.
-    epochs: BTreeMap<PeerKey, u32>,
     ticks: u32,
     verdicts: VecDeque<Verdict>,
     status: watch::Sender<Status>,
@@ -303,6 +326,7 @@ fn columns() -> Vec<ColumnName> {
         &promises::TABLES,
         &decisions::TABLES,
         &held::TABLES,
+        &crate::repair::TABLES,
     ]
     .concat()
 }
@@ -353,12 +377,17 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         settings.sealing.into(),
     ));
     let certificate = certificate::load(&store)?;
+    let epoch_certificate = certificate::load_epoch(&store)?;
+    if let Some(certificate) = &epoch_certificate {
+        refresh::settle(&keys, &certificate.group)?;
+    }
+    let own_repair = crate::repair::load_own(&store)?;
     let (generation, share) = Generation::open(
-        keys,
+        keys.clone(),
         &roster,
         &parameters,
         identity.clone(),
-        certificate.is_some(),
+        certificate.is_some() || own_repair.is_some(),
     )?;
     let promised = promises::load(&store)?;
     let decisions = Decisions::load(&store)?;
@@ -383,6 +412,10 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         scan_from: settings.scan_from,
         peers,
         state,
+        helping: Helping::new(roster.clone(), identity.clone()),
+        approvals: crate::repair::load_approvals(&store)?,
+        own_repair,
+        repairing: None,
         roster,
         parameters,
         identity,
@@ -390,9 +423,13 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         store,
         rpc,
         events,
+        keys,
         generation,
         key: None,
         safe: None,
+        refresh: None,
+        pending: BTreeMap::new(),
+        epoch_certificate,
         open: None,
         steps: None,
         node_status: watch::Sender::new(NodeStatus::default()).subscribe(),
@@ -403,8 +440,10 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         denied: VecDeque::new(),
         verifiers: Arc::new(Semaphore::new(signer::MAX_SESSIONS)),
         asking_dkg: BTreeSet::new(),
+        asking_refresh: BTreeSet::new(),
+        asking_repair: BTreeSet::new(),
+        asking_deltas: BTreeSet::new(),
         asking_missing: false,
-        epochs: BTreeMap::new(),
         ticks: 0,
         verdicts: VecDeque::new(),
         status,
@@ -417,6 +456,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
     if let Some(certificate) = certificate {
         node.use_certificate(&certificate)?;
     }
+    node.start_repairing();
     node.show();
     tracing::info!(identity = %node.identity.public(), network = %node.parameters.network, "operator started");
     let incoming = Incoming {
@@ -452,7 +492,10 @@ impl Node {
                 self.show();
             }
             Event::Certificate(certificate) => self.learn_certificate(&certificate)?,
-            Event::Group(peer, group) => self.take_group(peer, &group),
+            Event::Refresh(peer, answer) => self.take_refresh(peer, answer)?,
+            Event::Epoch(certificate) => self.learn_epoch(certificate)?,
+            Event::Repair(peer, run, answer) => self.take_repair(peer, run, answer)?,
+            Event::Delta(peer, run, delta) => self.take_delta(peer, run, delta),
             Event::Missing(batch) => self.take_missing(batch)?,
         }
         Ok(())
@@ -482,12 +525,13 @@ impl Node {
         self.step(signer::Input::Tick);
         self.ask_attestations();
         self.ask_dkg();
-        if self.ticks.is_multiple_of(EPOCH_TICKS) {
-            self.ask_epochs();
-        }
+        self.ask_refresh();
+        self.ask_repair();
+        self.ask_deltas();
         if self.ticks.is_multiple_of(SLOW_TICKS) {
             self.look_at_policy();
             self.ask_certificate();
+            self.ask_epochs_in_turn();
             self.ask_missing()?;
             if self.is_caught_up() {
                 self.step(signer::Input::CaughtUp);

@@ -1,7 +1,11 @@
 //! What this operator is doing, for people and monitors: `/healthz` (the process answers), `/readyz` (it can
 //! verify and sign), `/metrics` (Prometheus), `/v1/status` (JSON). Reads only; nothing secret is in it.
 
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -37,7 +41,7 @@ pub struct Status {
     pub name: String,
     /// This operator's public identity.
     pub identity: String,
-    /// `starting`, `key generation`, `genesis`, `syncing` or `open`.
+    /// `starting`, `key generation`, `share lost`, `genesis`, `syncing` or `open`.
     pub stage: String,
     /// Why it is not ready to sign; `None` when it is.
     pub not_ready: Option<String>,
@@ -47,6 +51,12 @@ pub struct Status {
     pub quarantine: Option<Quarantine>,
     /// What key generation waits for, while it runs.
     pub key_generation: Option<KeyGeneration>,
+    /// A refresh of the shares that the administrator has asked for.
+    pub refresh: Option<Refresh>,
+    /// The repair of this operator's lost share that the administrator has asked for.
+    pub repair: Option<Repair>,
+    /// Why a refresh should follow soon; `None` if nothing asks for one.
+    pub refresh_due: Option<String>,
     /// The group key, in hex.
     pub group_key: Option<String>,
     /// Which generation of shares this operator signs with: 0 after key generation, one more with each refresh.
@@ -191,6 +201,34 @@ pub struct Attestation {
     pub until_ms: Option<u64>,
     /// What was wrong with its last answer.
     pub problem: Option<String>,
+}
+
+/// Where a refresh stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refresh {
+    /// The epoch that it leads to.
+    pub epoch: u32,
+    /// Which messages are waited for; `certificate` once the new share is on disk.
+    pub stage: String,
+    /// Names of those from whom they have not come.
+    pub missing: Vec<String>,
+    /// What operators say that take no part yet, by name.
+    pub unwilling: BTreeMap<String, String>,
+    /// Why it has stopped, if it has. The administrators can begin it again.
+    pub failure: Option<String>,
+}
+
+/// Where the repair of a lost share stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// What is waited for.
+    pub stage: String,
+    /// Names of the operators that have not answered that.
+    pub missing: Vec<String>,
+    /// What operators say that do not help, by name.
+    pub refused: BTreeMap<String, String>,
+    /// How operators have spoiled it, by name. They are not asked again.
+    pub blamed: BTreeMap<String, String>,
 }
 
 /// Why the pages can't be served.

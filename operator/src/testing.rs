@@ -7,12 +7,16 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use bitcoin::{Amount, Network, OutPoint, Transaction, Txid, XOnlyPublicKey, hashes::Hash as _};
+use bitcoin::{
+    Amount, Network, OutPoint, Transaction, Txid, XOnlyPublicKey, hashes::Hash as _,
+    secp256k1::schnorr::Signature,
+};
 use chain::rpc::UnspentOutput;
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, WithdrawRequest};
 use protocol::{
     batch::{Body, Candidate},
     deposit::{DepositTerms, NUMS},
+    epoch::{EpochCertificate, EpochClaim},
     identity::Identity,
     message::{SessionId, Subject},
     parameters::Parameters,
@@ -34,6 +38,7 @@ use crate::{
     decisions, generate, held,
     policy::Policy,
     promises::{self, Promised},
+    repair,
     verify::{self, Affirmed, Kept, Verified, fixture, genesis},
 };
 
@@ -74,7 +79,7 @@ pub fn parameters() -> &'static Parameters {
 }
 
 /// The shares of a key generation among the three.
-fn shares() -> &'static [KeyShare] {
+pub fn shares() -> &'static [KeyShare] {
     static SHARES: OnceLock<Vec<KeyShare>> = OnceLock::new();
     SHARES.get_or_init(|| {
         let roster = roster();
@@ -108,7 +113,74 @@ fn shares() -> &'static [KeyShare] {
     })
 }
 
-fn copy(share: &KeyShare) -> KeyShare {
+/// Their shares of the next epoch.
+pub fn refreshed() -> &'static [KeyShare] {
+    static REFRESHED: OnceLock<Vec<KeyShare>> = OnceLock::new();
+    REFRESHED.get_or_init(|| refresh_to(1))
+}
+
+/// Their shares of a later epoch, straight from those of key generation.
+pub fn refresh_to(epoch: u32) -> Vec<KeyShare> {
+    let context = generate::context(roster(), parameters());
+    let mut machines: Vec<Machine> = shares()
+        .iter()
+        .map(|share| {
+            threshold::refresh::machine(share, epoch, &context, &Seed::random(&mut OsRng)).unwrap()
+        })
+        .collect();
+    let ids: Vec<_> = shares().iter().map(KeyShare::signer).collect();
+    for _ in 0..4 {
+        for from in 0..3 {
+            for to in (0..3).filter(|to| *to != from) {
+                for message in machines[from].messages_for(ids[to]) {
+                    machines[to].receive(ids[from], message).unwrap();
+                }
+            }
+        }
+    }
+    machines
+        .iter()
+        .map(|machine| copy(machine.finished().unwrap()))
+        .collect()
+}
+
+/// The certificate of an epoch, by all its shares.
+pub fn epoch_certificate(shares: &[KeyShare]) -> EpochCertificate {
+    let group = shares[0].group().clone();
+    let claim = EpochClaim::new(vault().id(), &group);
+    let signature = sign_with_all(shares, claim.digest());
+    EpochCertificate {
+        vault: vault().id(),
+        group,
+        signature,
+    }
+}
+
+/// An untweaked signature by all of these shares.
+fn sign_with_all(shares: &[KeyShare], digest: [u8; 32]) -> Signature {
+    let messages = vec![Message {
+        digest,
+        tweak: Tweak::Untweaked,
+    }];
+    let (mut nonces, mut commitments) = (Vec::new(), BTreeMap::new());
+    for share in shares {
+        let (secret, public) = sign::commit(share, 1, &mut OsRng).unwrap();
+        nonces.push(secret);
+        commitments.insert(share.signer(), public);
+    }
+    let package = Package {
+        messages,
+        commitments,
+    };
+    let answers: BTreeMap<_, _> = shares
+        .iter()
+        .zip(nonces)
+        .map(|(share, nonces)| (share.signer(), sign::sign(share, nonces, &package).unwrap()))
+        .collect();
+    sign::aggregate(shares[0].group(), &package, &answers).unwrap()[0]
+}
+
+pub fn copy(share: &KeyShare) -> KeyShare {
     KeyShare::from_secret_bytes(&share.to_secret_bytes().unwrap()).unwrap()
 }
 
@@ -188,6 +260,27 @@ pub fn grant(subject: Subject, attempt: u32) -> Grant {
         };
         state.step(0, input).unwrap();
     }
+    let mut epoch = 0;
+    if let Subject::Epoch(claim) = &subject {
+        epoch = claim.epoch;
+        let genesis = vault().genesis_output();
+        let head = Treasury {
+            outpoint: genesis.outpoint,
+            value: genesis.amount,
+            commitment: Commitment {
+                sequence: SequenceNumber(0),
+                supply: Amount::ZERO,
+                digest: [0; 32],
+            },
+        };
+        let input = Input::Chain {
+            head: Some(head),
+            height: 200,
+        };
+        state.step(0, input).unwrap();
+        let pending = BTreeMap::from([(claim.epoch, claim.group)]);
+        state.step(0, Input::Epochs { own: 0, pending }).unwrap();
+    }
     let mut effects = Vec::new();
     for input in [
         Input::Proposed { from, subject },
@@ -199,6 +292,7 @@ pub fn grant(subject: Subject, attempt: u32) -> Grant {
         Input::SignRequested {
             from,
             session,
+            epoch,
             attempt,
         },
     ] {
@@ -227,30 +321,8 @@ pub fn vault() -> &'static Arc<Vault> {
     static VAULT: OnceLock<Arc<Vault>> = OnceLock::new();
     VAULT.get_or_init(|| {
         let genesis = genesis();
-        let messages = vec![Message {
-            digest: genesis.digest(),
-            tweak: Tweak::Untweaked,
-        }];
-        let (mut nonces, mut commitments) = (Vec::new(), BTreeMap::new());
-        for share in shares() {
-            let (secret, public) = sign::commit(share, 1, &mut OsRng).unwrap();
-            nonces.push(secret);
-            commitments.insert(share.signer(), public);
-        }
-        let package = Package {
-            messages,
-            commitments,
-        };
-        let shares: BTreeMap<_, _> = shares()
-            .iter()
-            .zip(nonces)
-            .map(|(share, nonces)| (share.signer(), sign::sign(share, nonces, &package).unwrap()))
-            .collect();
-        let signatures = sign::aggregate(share(0).group(), &package, &shares).unwrap();
-        let certificate = GenesisCertificate {
-            genesis,
-            signature: signatures[0],
-        };
+        let signature = sign_with_all(shares(), genesis.digest());
+        let certificate = GenesisCertificate { genesis, signature };
         Arc::new(Vault::open(vault_key().clone(), certificate, VERIFYING_KEY_HASH).unwrap())
     })
 }
@@ -395,6 +467,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
         &promises::TABLES,
         &decisions::TABLES,
         &held::TABLES,
+        &repair::TABLES,
     ]
     .concat();
     let schema = Schema {

@@ -7,6 +7,7 @@ use protocol::message::{Refusal, Rule, SessionId};
 use rand::rngs::OsRng;
 use threshold::{
     GroupInfo, KeyShare, SignerId,
+    repair::{Helper, Run, RunError},
     sign::{self, Commitments, Package, Shares},
 };
 
@@ -55,6 +56,14 @@ impl KeySafe {
     /// Sessions for which nonces are held.
     pub fn nonces(&self) -> usize {
         self.nonces.sessions()
+    }
+
+    /// This operator's part in a repair of another one's share.
+    ///
+    /// # Errors
+    /// [`RunError`] if the run is not of this share's group and epoch.
+    pub fn help(&self, run: Run) -> Result<Helper, RunError> {
+        Helper::new(&self.share, run)
     }
 
     /// Looks at the clocks, on every use and now and then in between: old nonces die one by one, all of them if this
@@ -201,10 +210,18 @@ fn refuse(reason: String) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{
+        epoch::{EpochCertificate, EpochClaim},
+        message::Subject,
+    };
+
     use super::*;
     use crate::{
         testing,
-        verify::s09_nonces::{MAX_JUMP_MS, NONCE_LIFE_MS},
+        verify::{
+            self,
+            s09_nonces::{MAX_JUMP_MS, NONCE_LIFE_MS},
+        },
     };
 
     fn at(ms: u64) -> Reading {
@@ -269,6 +286,55 @@ mod tests {
             &digest,
             &signatures[0]
         ));
+    }
+
+    #[test]
+    fn the_new_shares_of_all_certify_their_epoch_and_an_old_one_among_them_does_not() {
+        let new = testing::refreshed();
+        let group = new[0].group();
+        let claim = EpochClaim::new(testing::vault().id(), group);
+        let subject = Subject::Epoch(claim);
+        let verified = verify::epoch::check(testing::vault(), Some(group), &claim).unwrap();
+        let verified = Verified::Epoch(verified);
+        let session = subject.session(&testing::roster().coordinators[0].key);
+        let sign_with = |shares: Vec<KeyShare>| {
+            let (_folder, store) = testing::store();
+            let mut safes: Vec<_> = shares
+                .into_iter()
+                .map(|share| KeySafe::new(share, at(0)))
+                .collect();
+            let commitments: BTreeMap<_, _> = safes
+                .iter_mut()
+                .map(|safe| {
+                    let commitments = safe.commit(at(0), session, &verified).unwrap();
+                    (safe.share.signer(), commitments)
+                })
+                .collect();
+            let shares: BTreeMap<_, _> = safes
+                .iter_mut()
+                .map(|safe| {
+                    let affirmed = testing::affirmed(&store, verified.clone());
+                    let grant = testing::grant(subject.clone(), 1);
+                    let promised = Promised::write(&store, grant, affirmed).unwrap();
+                    let (shares, _) = safe.sign(at(1), promised, commitments.clone()).unwrap();
+                    (safe.share.signer(), shares)
+                })
+                .collect();
+            sign::aggregate(group, &package(&verified, &commitments), &shares)
+        };
+        let signatures = sign_with(new.iter().map(testing::copy).collect()).unwrap();
+        let certificate = EpochCertificate {
+            vault: claim.vault,
+            group: group.clone(),
+            signature: signatures[0],
+        };
+        assert_eq!(certificate.verify(testing::vault()), Ok(()));
+        let mixed = vec![
+            testing::own_share(0),
+            testing::copy(&new[1]),
+            testing::copy(&new[2]),
+        ];
+        assert!(sign_with(mixed).is_err());
     }
 
     #[test]

@@ -313,6 +313,9 @@ pub struct VaultDocument {
     pub vault_id: Option<String>,
     /// GROUP, x-only; `null` before key generation.
     pub group_key: Option<String>,
+    /// Epoch of the operators' shares: one more with each refresh, which changes nothing else; `null` before key
+    /// generation.
+    pub epoch: Option<u32>,
     /// Where the treasury is kept; fund it to create genesis.
     pub address: Option<String>,
     /// Its descriptor.

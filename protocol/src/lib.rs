@@ -8,10 +8,12 @@
 pub mod api;
 pub mod batch;
 pub mod deposit;
+pub mod epoch;
 pub mod hash;
 pub mod identity;
 pub mod message;
 pub mod parameters;
+pub mod repair;
 pub mod roster;
 pub mod signer;
 pub mod signing;

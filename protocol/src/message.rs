@@ -8,13 +8,16 @@ use ledger::{OperationId, SequenceNumber};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use threshold::{
     GroupInfo, SignerId, dkg,
+    repair::Run,
     sign::{Commitments, Shares},
 };
 
 use crate::{
     batch::{BodyHash, Candidate},
+    epoch::{EpochCertificate, EpochClaim},
     hash,
     identity::{PeerKey, Signed},
+    repair::{RepairAnswer, RepairAsk, RunDelta},
     vault::{Genesis, GenesisCertificate},
 };
 
@@ -24,8 +27,12 @@ pub const MESSAGE_VERSION: u8 = 1;
 pub const MAX_REASON_BYTES: usize = 400;
 /// Most operations that a refusal names: more than a batch can hold.
 pub const MAX_NAMED: usize = 2_000;
+/// Shares of uncertified epochs that an operator tells of.
+pub const MAX_PENDING: usize = 2;
 /// Domain of signed key-generation messages.
 pub const DKG_DOMAIN: &str = "dkg/1";
+/// Domain of signed refresh messages.
+pub const REFRESH_DOMAIN: &str = "refresh/1";
 
 hash::id!(
     /// Names one signing session: one coordinator's proposal of one subject.
@@ -39,6 +46,8 @@ pub enum Subject {
     Genesis(Genesis),
     /// A batch transaction; needs t shares.
     Batch(Candidate),
+    /// The certificate of a new epoch; needs all n shares of that epoch.
+    Epoch(EpochClaim),
 }
 
 impl Subject {
@@ -72,6 +81,8 @@ pub enum Gossip {
         /// With all witnesses.
         transaction: Transaction,
     },
+    /// A new epoch of the shares, certified by all n operators.
+    Epoch(EpochCertificate),
 }
 
 /// To one peer.
@@ -101,6 +112,8 @@ pub enum Ask {
     Accept {
         /// The session.
         session: SessionId,
+        /// Epoch of the share that will sign.
+        epoch: u32,
         /// One pair of nonce commitments an input.
         commitments: Commitments,
     },
@@ -115,6 +128,8 @@ pub enum Ask {
     Sign {
         /// The session.
         session: SessionId,
+        /// Epoch of the shares that sign.
+        epoch: u32,
         /// Numbers the attempts of a session from 1.
         attempt: u32,
         /// The signers of this attempt with the commitments to use.
@@ -125,6 +140,19 @@ pub enum Ask {
         /// The asker's challenge, fresh for every question.
         nonce: [u8; 32],
     },
+    /// "Which epoch is certified, and which have you shares of beyond it?"
+    Epoch,
+    /// "Which refresh messages do you have for me?" between operators.
+    Refresh {
+        /// [`GroupInfo::digest`] of the group that is refreshed.
+        base: [u8; 32],
+        /// The epoch that the one who asks refreshes to.
+        epoch: u32,
+    },
+    /// From an operator that has lost its share to one that may help.
+    Repair(RepairAsk),
+    /// "Which δ do you have for me?" between the helpers of a repair.
+    Delta(Run),
 }
 
 /// The answer to an [`Ask`].
@@ -155,6 +183,25 @@ pub enum Answer {
     Refused(Refusal),
     /// The document, if there is one; what it is worth is the asker's to verify.
     Attestation(Option<Vec<u8>>),
+    /// Epochs.
+    Epoch {
+        /// The latest certificate; `None` for shares of key generation.
+        certificate: Option<EpochCertificate>,
+        /// Groups of later epochs that this node holds a share of, not certified yet; the latest first, at most
+        /// [`MAX_PENDING`].
+        pending: Vec<GroupInfo>,
+    },
+    /// Refresh messages for the one who asked, signed by their author.
+    Refresh {
+        /// The epoch that this operator refreshes to.
+        epoch: u32,
+        /// None if that is not the epoch asked for.
+        messages: Vec<Signed<dkg::Message>>,
+    },
+    /// Of a helper, to the operator that has lost its share.
+    Repair(RepairAnswer),
+    /// The δ for the helper that asked, signed by its author. Secret.
+    Delta(Signed<RunDelta>),
 }
 
 /// The safety rules of DESIGN section 7.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     batch::{BodyHash, Candidate},
+    epoch::EpochClaim,
     identity::PeerKey,
     message::{Refusal, Rule, SessionId, Subject},
     transaction::Treasury,
@@ -110,6 +111,10 @@ pub struct State {
     pub promises: BTreeMap<(SequenceNumber, OutPoint), Promise>,
     /// The one genesis this operator has signed for its key.
     pub genesis: Option<OutPoint>,
+    /// Epoch of the share that it signs with.
+    pub epoch: u32,
+    /// Shares of later epochs that it holds and no certificate has come for: the digest of each one's group.
+    pub pending: BTreeMap<u32, [u8; 32]>,
     /// Why it stopped signing altogether (S14).
     pub alarm: Option<String>,
     /// Set for an operator that has lost its promises. It stays when it is over: a reorganisation can bring the
@@ -132,6 +137,13 @@ pub enum Input {
     CaughtUp,
     /// The treasury went somewhere unknown.
     Alarm(String),
+    /// The shares have changed: a refresh has finished, or its certificate is here.
+    Epochs {
+        /// Epoch of the share that it signs with.
+        own: u32,
+        /// Later ones, with the digest of each one's group.
+        pending: BTreeMap<u32, [u8; 32]>,
+    },
     /// A coordinator proposes.
     Proposed {
         /// Which.
@@ -160,6 +172,8 @@ pub enum Input {
         from: PeerKey,
         /// The session.
         session: SessionId,
+        /// Epoch of the shares that are to sign.
+        epoch: u32,
         /// The attempt.
         attempt: u32,
     },
@@ -204,7 +218,7 @@ impl Grant {
         self.attempt
     }
 
-    /// To write first: a batch's promise, or the genesis outpoint.
+    /// To write first: a batch's promise, or the genesis outpoint. A share of a new epoch is on disk already.
     pub fn promise(&self) -> &Signable {
         &self.promise
     }
@@ -217,6 +231,8 @@ pub enum Signable {
     Batch(Promise),
     /// For the genesis certificate.
     Genesis(OutPoint),
+    /// For the certificate of an epoch.
+    Epoch(EpochClaim),
 }
 
 impl State {
@@ -246,6 +262,10 @@ impl State {
                 self.alarm = Some(reason);
                 Ok(Vec::new())
             }
+            Input::Epochs { own, pending } => {
+                self.change_epochs(own, pending);
+                Ok(Vec::new())
+            }
             Input::Proposed { from, subject } => self.proposed(now, from, subject),
             Input::Verified(id) => {
                 Ok(self.advance(id, &Phase::Verifying, Phase::Storing, Effect::Store(id)))
@@ -263,8 +283,32 @@ impl State {
             Input::SignRequested {
                 from,
                 session,
+                epoch,
                 attempt,
-            } => self.sign_requested(from, session, attempt),
+            } => self.sign_requested(from, session, epoch, attempt),
+        }
+    }
+
+    /// Sessions whose share is no longer the one that signs, or no longer waits, end: their nonces are gone.
+    fn change_epochs(&mut self, own: u32, pending: BTreeMap<u32, [u8; 32]>) {
+        if self.epoch != own {
+            self.sessions
+                .retain(|_, session| matches!(session.subject, Subject::Epoch(_)));
+        }
+        self.epoch = own;
+        self.pending = pending;
+        let pending = &self.pending;
+        self.sessions.retain(|_, session| match &session.subject {
+            Subject::Epoch(claim) => pending.get(&claim.epoch) == Some(&claim.group),
+            Subject::Genesis(_) | Subject::Batch(_) => true,
+        });
+    }
+
+    /// The epoch of the share that signs a subject.
+    fn epoch_of(&self, subject: &Subject) -> u32 {
+        match subject {
+            Subject::Epoch(claim) => claim.epoch,
+            Subject::Genesis(_) | Subject::Batch(_) => self.epoch,
         }
     }
 
@@ -281,6 +325,7 @@ impl State {
                 Some(candidate.sequence) == next
                     && head.is_some_and(|head| head.outpoint == candidate.parent)
             }
+            Subject::Epoch(_) => true,
         });
     }
 
@@ -380,7 +425,7 @@ impl State {
         Ok(vec![Effect::Verify(id, from, subject)])
     }
 
-    /// S2, S4, S7 and S14, as far as they need no other data; asked again at the sign request.
+    /// S2, S4, S7, S12 and S14, as far as they need no other data; asked again at the sign request.
     fn check_subject(&self, subject: &Subject) -> Result<(), Refusal> {
         if let Some(alarm) = &self.alarm {
             return Err(Refusal::new(
@@ -425,7 +470,24 @@ impl State {
                 }
                 self.check_quarantine()
             }
+            Subject::Epoch(claim) => self.check_claim(claim),
         }
+    }
+
+    /// Only what this operator holds a share of, and has not signed with yet.
+    fn check_claim(&self, claim: &EpochClaim) -> Result<(), Refusal> {
+        if self.head.is_none() {
+            return Err(Refusal::new(Rule::S2, "no genesis is certified here"));
+        }
+        let reason = match self.pending.get(&claim.epoch) {
+            Some(group) if *group == claim.group => return Ok(()),
+            Some(_) => "this operator's share of that epoch is of another group".to_owned(),
+            None if claim.epoch <= self.epoch => {
+                format!("this operator is at epoch {} already", self.epoch)
+            }
+            None => format!("this operator holds no share of epoch {}", claim.epoch),
+        };
+        Err(Refusal::new(Rule::S12, reason))
     }
 
     fn advance(&mut self, id: SessionId, at: &Phase, to: Phase, effect: Effect) -> Vec<Effect> {
@@ -445,8 +507,8 @@ impl State {
         if session.phase != Phase::Storing {
             return Vec::new();
         }
-        // A genesis carries no batch data: there is nothing to pass on.
-        if reachable.is_empty() || matches!(session.subject, Subject::Genesis(_)) {
+        // Certificates carry no batch data: there is nothing to pass on.
+        if reachable.is_empty() || !matches!(session.subject, Subject::Batch(_)) {
             session.phase = Phase::Accepted;
             return vec![Effect::Accept(id, session.coordinator)];
         }
@@ -488,6 +550,7 @@ impl State {
         &mut self,
         from: PeerKey,
         id: SessionId,
+        epoch: u32,
         attempt: u32,
     ) -> Result<Vec<Effect>, Refusal> {
         let Some(session) = self.sessions.get(&id) else {
@@ -500,6 +563,13 @@ impl State {
             return Err(Refusal::new(
                 Rule::S12,
                 "this session is another coordinator's",
+            ));
+        }
+        let own = self.epoch_of(&session.subject);
+        if epoch != own {
+            return Err(Refusal::new(
+                Rule::S9,
+                format!("this operator signs this with a share of epoch {own}, not {epoch}"),
             ));
         }
         if session.phase != Phase::Accepted {
@@ -523,6 +593,7 @@ impl State {
                 self.height,
                 self.replacement_delay,
             )?),
+            Subject::Epoch(claim) => Signable::Epoch(*claim),
         };
         Ok(self.grant(id, attempt, promise))
     }
@@ -540,6 +611,7 @@ impl State {
                 }
             }
             Signable::Genesis(outpoint) => self.genesis = Some(*outpoint),
+            Signable::Epoch(_) => {}
         }
         vec![Effect::PromiseAndSign(Grant {
             session: id,

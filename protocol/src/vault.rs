@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use threshold::{GroupInfo, sign::Tweak};
 
 use crate::{
+    epoch::{EpochCertificate, EpochError},
     hash,
     parameters::{Parameters, ParametersError},
     roster::{Roster, RosterError},
@@ -261,6 +262,17 @@ impl Vault {
             key,
             certificate,
         })
+    }
+
+    /// The same vault with the shares of a certified epoch.
+    ///
+    /// # Errors
+    /// [`EpochError`] if the certificate is not of this vault.
+    pub fn at_epoch(&self, certificate: &EpochCertificate) -> Result<Self, EpochError> {
+        certificate.verify(self)?;
+        let mut vault = self.clone();
+        vault.key.group = certificate.group.clone();
+        Ok(vault)
     }
 
     /// The vault's id.

@@ -14,6 +14,7 @@ fn roster(attestation: Requirement) -> Roster {
     let member = |index: u8| Member {
         name: format!("node {index}"),
         key: Identity::from_secret(&[index; 32]).public(),
+        founding_key: None,
         addresses: Vec::new(),
     };
     Roster {

@@ -1,15 +1,16 @@
 //! The operator's machine: S7, S8, S9 and S14, without keys or network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
 use ledger::{SequenceNumber, VaultId};
 use protocol::{
     batch::{BodyHash, Candidate},
+    epoch::EpochClaim,
     identity::PeerKey,
     message::{Refusal, Rule, Subject},
-    signer::{Effect, Input, Quarantine, RECEIPT_WAIT_MS, State, judge},
+    signer::{Effect, Input, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge},
     transaction::{Commitment, Treasury},
 };
 
@@ -91,6 +92,7 @@ fn a_share_waits_for_verification_storage_and_receipts() {
     let sign = Input::SignRequested {
         from: COORDINATOR,
         session: id,
+        epoch: 0,
         attempt: 1,
     };
     assert_eq!(state.step(0, sign.clone()).unwrap_err().rule, Rule::S9);
@@ -155,6 +157,7 @@ fn a_refused_proposal_is_judged_anew_when_it_is_proposed_again() {
     let sign = Input::SignRequested {
         from: COORDINATOR,
         session: id,
+        epoch: 0,
         attempt: 1,
     };
     assert_eq!(state.step(0, sign).unwrap_err().rule, Rule::S9);
@@ -201,6 +204,7 @@ fn attempts_only_go_up_and_belong_to_their_coordinator() {
     let ask = |from, attempt| Input::SignRequested {
         from,
         session: id,
+        epoch: 0,
         attempt,
     };
     assert_eq!(state.step(0, ask(PEER, 1)).unwrap_err().rule, Rule::S12);
@@ -314,6 +318,7 @@ fn a_promise_outlives_a_reorganisation() {
     let ask = |subject: &Subject| Input::SignRequested {
         from: COORDINATOR,
         session: subject.session(&COORDINATOR),
+        epoch: 0,
         attempt: 1,
     };
     state.step(0, ask(&first)).unwrap();
@@ -445,6 +450,7 @@ fn a_quarantine_is_asked_again_at_the_sign_request() {
     let ask = Input::SignRequested {
         from: COORDINATOR,
         session: subject.session(&COORDINATOR),
+        epoch: 0,
         attempt: 1,
     };
     assert_eq!(state.step(0, ask).unwrap_err().rule, Rule::S7);
@@ -455,4 +461,108 @@ fn an_operator_that_knows_its_promises_is_never_quarantined() {
     let mut state = state();
     assert!(state.step(0, Input::CaughtUp).unwrap().is_empty());
     assert_eq!(state.quarantine, None);
+}
+
+const CLAIM: EpochClaim = EpochClaim {
+    vault: VaultId([0; 32]),
+    epoch: 1,
+    group: [7; 32],
+};
+
+fn epochs(own: u32, pending: &[(u32, [u8; 32])]) -> Input {
+    Input::Epochs {
+        own,
+        pending: pending.iter().copied().collect(),
+    }
+}
+
+fn sign(subject: &Subject, epoch: u32) -> Input {
+    Input::SignRequested {
+        from: COORDINATOR,
+        session: subject.session(&COORDINATOR),
+        epoch,
+        attempt: 1,
+    }
+}
+
+#[test]
+fn an_epoch_is_signed_for_with_the_own_new_share_only() {
+    let mut state = state();
+    let subject = Subject::Epoch(CLAIM);
+    let proposed = Input::Proposed {
+        from: COORDINATOR,
+        subject: subject.clone(),
+    };
+    // No new share; one of another group; one of another epoch; and an epoch that is over.
+    for input in [
+        epochs(0, &[]),
+        epochs(0, &[(1, [8; 32])]),
+        epochs(0, &[(2, [7; 32])]),
+        epochs(1, &[(2, [7; 32])]),
+    ] {
+        state.step(0, input).unwrap();
+        let before = state.clone();
+        let refusal = state.step(0, proposed.clone()).unwrap_err();
+        assert_eq!(refusal.rule, Rule::S12);
+        assert_eq!(state, before);
+    }
+    state.step(0, epochs(0, &[(1, [7; 32])])).unwrap();
+    accepted(&mut state, &subject);
+    let refusal = state.step(0, sign(&subject, 0)).unwrap_err();
+    assert_eq!(
+        refusal.rule,
+        Rule::S9,
+        "an old share does not sign for new ones"
+    );
+    let effects = state.step(0, sign(&subject, 1)).unwrap();
+    let [Effect::PromiseAndSign(grant)] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(*grant.promise(), Signable::Epoch(CLAIM));
+}
+
+#[test]
+fn an_epoch_is_not_certified_before_the_genesis_nor_after_an_alarm() {
+    let proposed = Input::Proposed {
+        from: COORDINATOR,
+        subject: Subject::Epoch(CLAIM),
+    };
+    let mut young = State::default();
+    young.step(0, epochs(0, &[(1, [7; 32])])).unwrap();
+    assert_eq!(young.step(0, proposed.clone()).unwrap_err().rule, Rule::S2);
+    let mut alarmed = state();
+    alarmed.step(0, epochs(0, &[(1, [7; 32])])).unwrap();
+    alarmed.step(0, Input::Alarm("theft".to_owned())).unwrap();
+    assert_eq!(alarmed.step(0, proposed).unwrap_err().rule, Rule::S14);
+}
+
+#[test]
+fn a_session_is_of_the_epoch_it_was_accepted_in() {
+    let mut state = state();
+    let batch = Subject::Batch(candidate(1, 10));
+    let claim = Subject::Epoch(CLAIM);
+    state.step(0, epochs(0, &[(1, [7; 32])])).unwrap();
+    accepted(&mut state, &batch);
+    accepted(&mut state, &claim);
+    let refusal = state.step(0, sign(&batch, 1)).unwrap_err();
+    assert_eq!(refusal.rule, Rule::S9);
+    assert!(refusal.reason.contains("epoch 0, not 1"), "{refusal}");
+    // Another finished refresh does not end a session of the old share.
+    state
+        .step(0, epochs(0, &[(1, [7; 32]), (2, [8; 32])]))
+        .unwrap();
+    assert_eq!(state.sessions(), 2);
+    state.step(0, sign(&batch, 0)).unwrap();
+    // The certificate of epoch 1 ends both: one share is deleted, the other needs no claim any more.
+    state.step(0, epochs(1, &[(2, [8; 32])])).unwrap();
+    assert_eq!(state.sessions(), 0);
+    let refusal = state.step(0, sign(&batch, 0)).unwrap_err();
+    assert_eq!(refusal.rule, Rule::S9);
+    // Proposed again it is signed with the new share, and the promise of the old one still holds (S7).
+    accepted(&mut state, &batch);
+    state.step(0, sign(&batch, 1)).unwrap();
+    let other = Subject::Batch(candidate(2, 99));
+    accepted(&mut state, &other);
+    assert_eq!(state.step(0, sign(&other, 1)).unwrap_err().rule, Rule::S7);
+    assert_eq!(state.pending, BTreeMap::from([(2, [8; 32])]));
 }

@@ -61,6 +61,7 @@ impl Ground {
             name: format!("node-{index}"),
             addresses: vec![format!("/ip4/127.0.0.1/tcp/{}", free_port())],
             key: identity(index).public(),
+            founding_key: None,
         };
         let roster = Roster {
             threshold: 2,

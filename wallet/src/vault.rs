@@ -290,6 +290,7 @@ pub(crate) mod tests {
             network: parameters.network.to_string(),
             vault_id: Some(genesis.vault_id().to_string()),
             group_key: Some(group_key.to_string()),
+            epoch: Some(0),
             address: None,
             descriptor: None,
             threshold: 3,

@@ -29,6 +29,7 @@ fn document(reader: &Reader) -> VaultDocument {
         network: parameters.network.to_string(),
         vault_id: live.vault.as_ref().map(|vault| vault.id().to_string()),
         group_key: live.key.as_ref().map(|key| key.group_key().to_string()),
+        epoch: live.key.as_ref().map(|key| key.group().epoch()),
         address: live
             .key
             .as_ref()

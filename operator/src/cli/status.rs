@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use node::clock;
 use operator::{
     admin::Request,
-    status::{Status, Verdict},
+    status::{self, Status, Verdict},
 };
 
 use super::{Own, Reply};
@@ -63,6 +63,18 @@ fn words(status: &Status, now_ms: u64) -> String {
             line("FAILED", failure.clone());
         }
     }
+    if let Some(refresh) = &status.refresh {
+        line("refresh", refresh_words(refresh));
+        if let Some(failure) = &refresh.failure {
+            line("FAILED", failure.clone());
+        }
+    }
+    if let Some(repair) = &status.repair {
+        line("repair", repair_words(repair));
+    }
+    if let Some(why) = &status.refresh_due {
+        line("REFRESH", format!("is due: {why}"));
+    }
     if let Some(vault) = &status.vault {
         line("vault", vault.clone());
     }
@@ -116,6 +128,31 @@ fn attested(status: &Status) -> String {
         let _ = write!(text, "; {}: {}", peer.name, problem.unwrap_or("not yet"));
     }
     text
+}
+
+fn refresh_words(refresh: &status::Refresh) -> String {
+    let mut words = format!("to epoch {}: {}", refresh.epoch, refresh.stage);
+    if !refresh.missing.is_empty() {
+        let _ = write!(words, "; waits for {}", refresh.missing.join(", "));
+    }
+    for (name, reason) in &refresh.unwilling {
+        let _ = write!(words, "; {name}: {reason}");
+    }
+    words
+}
+
+fn repair_words(repair: &status::Repair) -> String {
+    let mut words = repair.stage.clone();
+    if !repair.missing.is_empty() {
+        let _ = write!(words, "; waits for {}", repair.missing.join(", "));
+    }
+    for (name, reason) in &repair.refused {
+        let _ = write!(words, "; {name} refuses: {reason}");
+    }
+    for (name, fault) in &repair.blamed {
+        let _ = write!(words, "; {name} is left out: {fault}");
+    }
+    words
 }
 
 fn chain(status: &Status) -> String {

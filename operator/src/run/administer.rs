@@ -27,6 +27,10 @@ impl Node {
             Request::Pending {} => value(&self.decisions.listing(self.parameters.network)),
             Request::Approve { operation } => value(&self.approve(&operation)?),
             Request::Reject { operation } => value(&self.reject(&operation)?),
+            Request::Refresh { anew } => value(&self.begin_refresh(anew)?),
+            Request::Repair {} => value(&self.begin_repair()?),
+            Request::RepairCandidate { operator } => value(&self.repair_candidate(&operator)?),
+            Request::RepairApprove { key, epoch } => value(&self.approve_repair(&key, epoch)?),
         }
     }
 }

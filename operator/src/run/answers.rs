@@ -32,11 +32,16 @@ impl Node {
             Ask::Keep { candidate, body } => return self.keep(from, candidate, body, reply),
             Ask::Sign {
                 session,
+                epoch,
                 attempt,
                 commitments,
             } => {
-                return self.sign(from, session, attempt, commitments, reply);
+                return self.sign(from, session, epoch, attempt, commitments, reply);
             }
+            Ask::Epoch => Ok(self.epochs()),
+            Ask::Refresh { base, epoch } => self.answer_refresh(&from, &base, epoch),
+            Ask::Repair(ask) => self.help(&from, ask).map(Answer::Repair),
+            Ask::Delta(run) => self.give_delta(&from, &run).map(Answer::Delta),
             Ask::Accept { .. } | Ask::Refuse { .. } => Err(Refusal::new(
                 Rule::S12,
                 "this node is an operator; it coordinates nothing",
@@ -129,6 +134,7 @@ impl Node {
                 candidate,
                 transaction,
             } => self.submit(&candidate, transaction),
+            Gossip::Epoch(certificate) => self.learn_epoch(certificate)?,
         }
         Ok(())
     }

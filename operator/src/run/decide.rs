@@ -52,7 +52,7 @@ impl Node {
     fn standing_now(&self, verified: &Verified) -> Result<Standing, Refusal> {
         let candidate = match verified {
             Verified::Batch(batch) => Some(batch.candidate()),
-            Verified::Genesis(_) => None,
+            Verified::Genesis(_) | Verified::Epoch(_) => None,
         };
         let standing = self.standing(candidate);
         let recent = match &self.open {

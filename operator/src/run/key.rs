@@ -113,10 +113,12 @@ impl Node {
 
     /// The share is on disk: from now on this operator knows its vault's script.
     pub(super) fn use_share(&mut self, share: KeyShare) -> Result<(), RunError> {
+        self.open_refresh(&share)?;
         let group = share.group().clone();
         let key = VaultKey::new(group, (*self.parameters).clone(), (*self.roster).clone())?;
         self.key = Some(Arc::new(key));
         self.safe = Some(Arc::new(Mutex::new(KeySafe::new(share, Reading::now()))));
+        self.tell_epochs();
         Ok(())
     }
 
@@ -192,7 +194,7 @@ impl Node {
             books: Arc::new(Mutex::new(books)),
         });
         self.chain_moved();
-        Ok(())
+        self.change_epoch()
     }
 
     /// Tells the machine where the chain is.

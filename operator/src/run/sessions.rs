@@ -19,6 +19,7 @@ use node::{
 };
 use protocol::{
     batch::{Body, Candidate},
+    epoch::EpochClaim,
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule, SessionId, Subject},
     signer::{self, Effect, Grant, Quarantine},
@@ -36,7 +37,7 @@ use crate::{
     peers::{Peers, Reply},
     promises::{self, GenesisPromise, PromiseError, Promised},
     vault::Reading,
-    verify::{self, Affirmed, Evidence, Kept, Standing, Verified, genesis},
+    verify::{self, Affirmed, Evidence, Kept, Standing, Verified, epoch, genesis},
 };
 
 /// How often a verdict waits for the own ledger, and the pause between.
@@ -144,7 +145,19 @@ impl Node {
         match subject {
             Subject::Genesis(genesis) => self.verify_genesis(id, genesis, permit),
             Subject::Batch(candidate) => self.verify_batch(id, from, candidate, permit),
+            Subject::Epoch(claim) => self.verify_epoch(id, &claim),
         }
+    }
+
+    fn verify_epoch(&mut self, id: SessionId, claim: &EpochClaim) {
+        let Some(open) = &self.open else { return };
+        let own = self.pending_group(claim.epoch);
+        let verdict = epoch::check(&open.vault, own.as_ref(), claim);
+        let work = verdict.map(|verified| Work {
+            verified: Arc::new(Verified::Epoch(verified)),
+            kept: None,
+        });
+        self.judged(id, work.map_err(Denied::from));
     }
 
     fn verify_genesis(&self, id: SessionId, genesis: Genesis, permit: OwnedSemaphorePermit) {
@@ -279,7 +292,10 @@ impl Node {
 
     /// Round 1: fresh nonces, and the accept.
     fn accept(&self, id: SessionId, coordinator: PeerKey) {
-        let (Some(safe), Some(work)) = (self.safe.clone(), self.work.get(&id).cloned()) else {
+        let Some(work) = self.work.get(&id).cloned() else {
+            return;
+        };
+        let Some(safe) = self.safe_for(&work.verified) else {
             return;
         };
         let peers = self.peers.clone();
@@ -287,15 +303,18 @@ impl Node {
             let begin = Instant::now();
             let made = task::spawn_blocking(move || {
                 let watch = Stopwatch::thread();
-                let made = lock(&safe).commit(Reading::now(), id, &work.verified);
+                let mut safe = lock(&safe);
+                let epoch = safe.group().epoch();
+                let commitments = safe.commit(Reading::now(), id, &work.verified)?;
                 let inputs = work.verified.messages().len();
                 watch.cost().record(&ROUND1, inputs);
-                made
+                Ok((epoch, commitments))
             })
             .await;
             let ask = match made {
-                Ok(Ok(commitments)) => Ask::Accept {
+                Ok(Ok((epoch, commitments))) => Ask::Accept {
                     session: id,
+                    epoch,
                     commitments,
                 },
                 Ok(Err(refusal)) => Ask::Refuse {
@@ -350,11 +369,12 @@ impl Node {
         &mut self,
         from: PeerKey,
         id: SessionId,
+        epoch: u32,
         attempt: u32,
         commitments: BTreeMap<SignerId, Commitments>,
         reply: Reply,
     ) {
-        match self.promise(from, id, attempt, &commitments) {
+        match self.promise(from, id, epoch, attempt, &commitments) {
             Ok(Ready::Answered(answer)) => reply.send(*answer),
             Ok(Ready::Promised(promised)) => {
                 self.note_session(id, Ok("signed"));
@@ -372,6 +392,7 @@ impl Node {
         &mut self,
         from: PeerKey,
         id: SessionId,
+        epoch: u32,
         attempt: u32,
         commitments: &BTreeMap<SignerId, Commitments>,
     ) -> Result<Ready, Refusal> {
@@ -384,7 +405,7 @@ impl Node {
             ));
         }
         let work = self.work.get(&id).cloned().ok_or_else(unknown)?;
-        let safe = self.safe.clone().ok_or_else(unknown)?;
+        let safe = self.safe_for(&work.verified).ok_or_else(unknown)?;
         let early = || Refusal::new(Rule::S8, "this session is not accepted yet");
         let kept = work.kept.ok_or_else(early)?;
         let affirmed = self.affirm(&kept).inspect_err(|refusal| {
@@ -405,6 +426,7 @@ impl Node {
         let request = signer::Input::SignRequested {
             from,
             session: id,
+            epoch,
             attempt,
         };
         let mut effects = self.state.step(clock::now_ms(), request)?;
@@ -444,7 +466,7 @@ impl Node {
         commitments: BTreeMap<SignerId, Commitments>,
         reply: Reply,
     ) {
-        let Some(safe) = self.safe.clone() else {
+        let Some(safe) = self.safe_for(promised.verified()) else {
             return;
         };
         task::spawn_blocking(move || {

@@ -50,6 +50,7 @@ impl Node {
         let connected = self.peers.connected();
         let others = self.roster.members().filter(|member| member.key != own);
         let missing = others.filter(|member| !connected.contains(&member.key));
+        let refresh_due = self.refresh_due();
         let safe = self.safe.as_ref().map(|safe| lock(safe));
         let (followed_from, tip) = self.followed();
         let progress = self.generation.progress().filter(|_| safe.is_none());
@@ -65,6 +66,9 @@ impl Node {
             alarm,
             quarantine,
             key_generation: progress.map(|progress| self.show_progress(&progress)),
+            refresh: self.show_refresh(),
+            repair: self.show_repair(),
+            refresh_due,
             group_key: self.key.as_ref().map(|key| key.group_key().to_string()),
             epoch: safe.as_ref().map(|safe| safe.group().epoch()),
             vault_address: self
@@ -107,6 +111,10 @@ impl Node {
 
     /// Where this operator is, and what it waits for before it can sign.
     fn stage(&self) -> (&'static str, Option<&'static str>) {
+        if self.safe.is_none() && self.generation.progress().is_none() {
+            let why = "this operator holds no share of the vault's key: restore a backup, or 'drawbridge-operator repair'";
+            return ("share lost", Some(why));
+        }
         let node = self.node_status.borrow();
         let Some(open) = &self.open else {
             return if self.safe.is_none() {
@@ -161,7 +169,7 @@ impl Node {
         }
     }
 
-    fn names(&self, keys: &BTreeSet<PeerKey>) -> Vec<String> {
+    pub(super) fn names(&self, keys: &BTreeSet<PeerKey>) -> Vec<String> {
         let members = self
             .roster
             .members()
@@ -170,7 +178,7 @@ impl Node {
     }
 
     /// A member's name in the roster; the key of anybody else.
-    fn name_of(&self, key: &PeerKey) -> String {
+    pub(super) fn name_of(&self, key: &PeerKey) -> String {
         self.roster
             .members()
             .find(|member| member.key == *key)
@@ -220,6 +228,7 @@ pub(super) fn describe(subject: &Subject) -> String {
     match subject {
         Subject::Genesis(genesis) => format!("genesis {}", genesis.outpoint),
         Subject::Batch(candidate) => format!("batch {}", candidate.sequence),
+        Subject::Epoch(claim) => format!("epoch {}", claim.epoch),
     }
 }
 

@@ -9,9 +9,9 @@
 //!
 //! What may change between the verdict and the sign request is in [`Standing`], and [`affirm`] asks for it there.
 //!
-//! [`VerifiedBatch`], [`VerifiedGenesis`], [`Kept`] and [`Affirmed`] have private fields and are made here and nowhere
-//! else. [`crate::vault::KeySafe::sign`] takes a [`crate::promises::Promised`] and nothing else, which can't be had
-//! without them.
+//! [`VerifiedBatch`], [`VerifiedGenesis`], [`VerifiedEpoch`], [`Kept`] and [`Affirmed`] have private fields and are made
+//! here and nowhere else. [`crate::vault::KeySafe::sign`] takes a [`crate::promises::Promised`] and nothing else, which
+//! can't be had without them.
 //!
 //! | Rule | Where it is checked |
 //! |------|---------------------|
@@ -30,6 +30,7 @@
 //! | S13 output 0 pays the vault itself | [`s13_treasury`] |
 //! | S14 unknown spend of the treasury | [`s14_alarm`]; raised by `node::history` and [`crate::promises`] |
 
+pub mod epoch;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod genesis;
@@ -62,6 +63,7 @@ use protocol::{
 };
 use threshold::{GroupInfo, sign::Message};
 
+pub use epoch::VerifiedEpoch;
 pub use genesis::VerifiedGenesis;
 pub(crate) use s05_reserves::net_fees;
 pub use s08_kept::Kept;
@@ -132,6 +134,8 @@ pub enum Verified {
     Batch(VerifiedBatch),
     /// The genesis certificate.
     Genesis(VerifiedGenesis),
+    /// The certificate of a new epoch.
+    Epoch(VerifiedEpoch),
 }
 
 impl Verified {
@@ -140,14 +144,15 @@ impl Verified {
         match self {
             Self::Batch(batch) => &batch.messages,
             Self::Genesis(genesis) => genesis.messages(),
+            Self::Epoch(epoch) => epoch.messages(),
         }
     }
 
-    /// How many signers must take part: t for a batch, all n for the genesis certificate.
+    /// How many signers must take part: t for a batch, all n for a certificate.
     pub fn signers_needed(&self, group: &GroupInfo) -> usize {
         match self {
             Self::Batch(_) => usize::from(group.threshold()),
-            Self::Genesis(_) => group.signers().len(),
+            Self::Genesis(_) | Self::Epoch(_) => group.signers().len(),
         }
     }
 }
@@ -194,7 +199,7 @@ pub fn batch(evidence: Arc<Evidence>, key: &VerifyingKey) -> Result<VerifiedBatc
 pub fn again(verified: &Verified, standing: &Standing) -> Result<(), Refusal> {
     may_sign(standing.alarm.as_deref(), &standing.decisions)?;
     match verified {
-        Verified::Genesis(_) => Ok(()),
+        Verified::Genesis(_) | Verified::Epoch(_) => Ok(()),
         Verified::Batch(batch) => {
             s05_reserves::check_caps(&batch.evidence, standing, &batch.transaction)?;
             s07_one_batch::check(&batch.evidence, standing)?;

@@ -20,13 +20,13 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Writes a batch's data. A genesis carries none.
+    /// Writes a batch's data. Certificates carry none.
     ///
     /// # Errors
     /// Fatal (S11).
     pub fn write(store: &Store, verified: Arc<Verified>) -> Result<Self, CommitError> {
         let body = match &*verified {
-            Verified::Genesis(_) => None,
+            Verified::Genesis(_) | Verified::Epoch(_) => None,
             Verified::Batch(batch) => {
                 let body = batch.evidence.body.encode();
                 history::keep(store, batch.candidate(), &body)?;
