@@ -296,16 +296,62 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     bytes
 }
 
-/// Reads [`encode`] back. The transport has bounded the size.
+/// Reads [`encode`] back. The transport has bounded the size. Accepts the one canonical encoding only: a map that
+/// names a signer twice would otherwise pass for one that names it once.
 ///
 /// # Errors
 /// [`MessageError`].
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
+pub fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
     let Some((&MESSAGE_VERSION, rest)) = bytes.split_first() else {
         return Err(MessageError::Version(bytes.first().copied()));
     };
     match postcard::take_from_bytes(rest) {
-        Ok((message, [])) => Ok(message),
+        Ok((message, [])) if encode(&message) == bytes => Ok(message),
         _ => Err(MessageError::Encoding),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask() -> Ask {
+        Ask::Sign {
+            session: SessionId([7; 32]),
+            attempt: 1,
+            commitments: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_message_has_one_encoding() {
+        let bytes = encode(&ask());
+        assert_eq!(decode::<Ask>(&bytes), Ok(ask()));
+        // The same kind of question with its number in two bytes.
+        let mut long = bytes.clone();
+        long[1] |= 0x80;
+        long.insert(2, 0);
+        let trailing = [bytes.as_slice(), &[0]].concat();
+        let cut = bytes[..bytes.len() - 1].to_vec();
+        for bad in [long, trailing, cut] {
+            assert_eq!(decode::<Ask>(&bad), Err(MessageError::Encoding));
+        }
+        let mut other = bytes;
+        other[0] = 9;
+        assert_eq!(decode::<Ask>(&other), Err(MessageError::Version(Some(9))));
+        assert_eq!(decode::<Ask>(&[]), Err(MessageError::Version(None)));
+    }
+
+    #[test]
+    fn a_map_that_names_a_key_twice_is_no_message() {
+        let once = BTreeMap::from([(5_u8, 1_u8)]);
+        let bytes = encode(&once);
+        assert_eq!(decode(&bytes), Ok(once));
+        // Version, two entries, the same key.
+        let twice = [MESSAGE_VERSION, 2, 5, 1, 5, 1];
+        assert_eq!(
+            decode::<BTreeMap<u8, u8>>(&twice),
+            Err(MessageError::Encoding)
+        );
     }
 }
