@@ -78,6 +78,11 @@ pub async fn start(
     Ok((Peers { network, roster }, Inbox(events)))
 }
 
+/// For monitors: who refuses often is being lied to, or set up wrongly.
+pub fn count_refusal(rule: Rule) {
+    metrics::counter!("operator_refusals", "rule" => format!("{rule:?}")).increment(1);
+}
+
 /// The events that come in.
 pub struct Inbox(mpsc::Receiver<Event>);
 
@@ -88,12 +93,16 @@ impl Inbox {
             match self.0.recv().await? {
                 Event::Gossip { from, data } => match message::decode(&data) {
                     Ok(gossip) => return Some(Heard::Gossip(from, gossip)),
-                    Err(error) => tracing::warn!(%from, %error, "gossip that can't be read"),
+                    Err(error) => {
+                        tracing::warn!(%from, %error, "gossip that can't be read");
+                        count_refusal(Rule::S12);
+                    }
                 },
                 Event::Ask { from, data, reply } => match message::decode(&data) {
                     Ok(ask) => return Some(Heard::Asked(from, ask, Reply(reply))),
                     Err(error) => {
                         tracing::warn!(%from, %error, "a question that can't be read");
+                        count_refusal(Rule::S12);
                         let refusal = Refusal::new(Rule::S12, error.to_string());
                         Reply(reply).send(Answer::Refused(refusal));
                     }

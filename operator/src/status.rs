@@ -91,6 +91,10 @@ pub struct Status {
     pub sessions: usize,
     /// Sessions for which nonces are held.
     pub nonces: usize,
+    /// Batches that a share was given for, as many as are held in memory (S7).
+    pub promises: usize,
+    /// Hash of the treasury, the promises and the alarm: what a refusal leaves as it was.
+    pub state_digest: String,
     /// Why its administrator has paused signing; `None` when it is not paused.
     pub paused: Option<String>,
     /// Operations that wait for its administrator's approval.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::{BodyHash, Candidate},
     epoch::EpochClaim,
+    hash,
     identity::PeerKey,
     message::{Refusal, Rule, SessionId, Subject},
     transaction::Treasury,
@@ -244,6 +245,26 @@ impl State {
     /// Sessions open now.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Hash of what a refused proposal or sign request must leave as it was: the treasury, what was promised, the
+    /// alarm, the quarantine. Height and sessions come and go without it.
+    pub fn digest(&self) -> [u8; 32] {
+        let Self {
+            head,
+            height: _,
+            replacement_delay: _,
+            promises,
+            genesis,
+            alarm,
+            quarantine,
+            sessions: _,
+        } = self;
+        let promises: Vec<&Promise> = promises.values().collect();
+        // Postcard does not fail on these types; a failure would show as a change.
+        let bytes =
+            postcard::to_stdvec(&(head, promises, genesis, alarm, quarantine)).unwrap_or_default();
+        hash::tagged("drawbridge/signer-state", &[&bytes])
     }
 
     /// Takes one input.

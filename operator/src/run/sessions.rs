@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     body, held,
-    peers::{Peers, Reply},
+    peers::{Peers, Reply, count_refusal},
     promises::{self, GenesisPromise, PromiseError, Promised},
     vault::Reading,
     verify::{self, Affirmed, Evidence, Kept, Standing, Verified, epoch, genesis},
@@ -345,8 +345,9 @@ impl Node {
         } else {
             tracing::warn!(session = %id, rule = ?refusal.rule, reason = %refusal.reason, operations, "refused");
         }
-        metrics::counter!("operator_refusals", "rule" => format!("{:?}", refusal.rule))
-            .increment(1);
+        count_refusal(refusal.rule);
+        // Whoever hears of the refusal finds the pages as it left them.
+        self.show();
         let peers = self.peers.clone();
         tokio::spawn(async move {
             if let Err(error) = peers
@@ -378,11 +379,13 @@ impl Node {
             Ok(Ready::Answered(answer)) => reply.send(*answer),
             Ok(Ready::Promised(promised)) => {
                 self.note_session(id, Ok("signed"));
+                self.show();
                 self.give_share(promised, commitments, reply);
             }
             Err(refusal) => {
                 self.note_session(id, Err(&refusal));
                 tracing::warn!(session = %id, attempt, %refusal, "sign request refused");
+                count_refusal(refusal.rule);
                 reply.send(Answer::Refused(refusal));
             }
         }

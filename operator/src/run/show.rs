@@ -90,6 +90,8 @@ impl Node {
             attested: self.show_attested(),
             sessions: self.state.sessions(),
             nonces: safe.as_ref().map_or(0, |safe| safe.nonces()),
+            promises: self.state.promises.len(),
+            state_digest: hex::encode(self.state.digest()),
             paused,
             pending: self.decisions.waiting().len(),
             policy_problem: self.policy.problem().map(str::to_owned),
