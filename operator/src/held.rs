@@ -15,7 +15,7 @@ use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Tab
 /// Batches of one peer that are kept for one sequence number.
 pub const MAX_PER_PEER: usize = 4;
 /// How far ahead of this operator's head a batch may be, which the others may have seen confirmed earlier.
-const MAX_AHEAD: u64 = 2;
+pub const MAX_AHEAD: u64 = 2;
 /// Rows looked at for one sequence number: more than a roster can fill.
 const MAX_ROWS: usize = MAX_PER_PEER * protocol::roster::MAX_OPERATORS;
 

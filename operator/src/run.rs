@@ -83,8 +83,8 @@ const SLOW_TICKS: u32 = 4;
 const MAX_EVENTS: usize = 1_024;
 /// Chain steps that wait for the loop.
 const MAX_STEPS: usize = 4;
-/// Proposals kept because they are ahead of this operator's chain.
-const MAX_EARLY: usize = 8;
+/// Proposals of one coordinator that are kept because they are ahead of this operator's chain.
+const MAX_EARLY: usize = 2;
 /// Proposals kept that the own policy has refused.
 const MAX_DENIED: usize = 8;
 
@@ -217,6 +217,13 @@ struct Open {
     books: Arc<Mutex<Books>>,
 }
 
+/// A proposal that is ahead of the own chain.
+struct Early {
+    from: PeerKey,
+    subject: Subject,
+    since: Instant,
+}
+
 /// Everything that the loop holds.
 struct Node {
     policy: PolicyKeeper,
@@ -251,11 +258,11 @@ struct Node {
     work: BTreeMap<SessionId, Work>,
     /// When verification of a session began.
     since: BTreeMap<SessionId, Instant>,
-    early: VecDeque<(PeerKey, Subject)>,
+    early: VecDeque<Early>,
     /// Proposals refused under this operator's own policy, to be judged anew when that changes.
     denied: VecDeque<(PeerKey, Subject)>,
-    /// Verifications at a time: a coordinator that floods proposals gets refusals.
-    verifiers: Arc<Semaphore>,
+    /// Verifications at a time, by coordinator: one that floods proposals gets refusals, the others do not.
+    verifiers: BTreeMap<PeerKey, Arc<Semaphore>>,
     asking_dkg: BTreeSet<PeerKey>,
     /// Who has shown the attestation that the roster requires.
     attested: Attested,
@@ -438,7 +445,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         since: BTreeMap::new(),
         early: VecDeque::new(),
         denied: VecDeque::new(),
-        verifiers: Arc::new(Semaphore::new(signer::MAX_SESSIONS)),
+        verifiers: BTreeMap::new(),
         asking_dkg: BTreeSet::new(),
         asking_refresh: BTreeSet::new(),
         asking_repair: BTreeSet::new(),
@@ -536,6 +543,7 @@ impl Node {
             if self.is_caught_up() {
                 self.step(signer::Input::CaughtUp);
             }
+            self.propose_early();
             self.show();
         }
         Ok(())

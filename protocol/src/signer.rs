@@ -22,7 +22,7 @@ use crate::{
     transaction::Treasury,
 };
 
-/// Sessions held at once; the oldest gives way.
+/// Sessions held at once; the oldest of the coordinator that has most gives way.
 pub const MAX_SESSIONS: usize = 16;
 /// Promises held in memory: deeper than any reorganisation that the chain follower takes.
 pub const MAX_PROMISES: usize = 1_024;
@@ -427,11 +427,7 @@ impl State {
             });
         }
         if self.sessions.len() >= MAX_SESSIONS
-            && let Some(oldest) = self
-                .sessions
-                .iter()
-                .min_by_key(|(_, session)| session.opened)
-                .map(|(id, _)| *id)
+            && let Some(oldest) = self.gives_way()
         {
             self.sessions.remove(&oldest);
         }
@@ -444,6 +440,21 @@ impl State {
         };
         self.sessions.insert(id, session);
         Ok(vec![Effect::Verify(id, from, subject)])
+    }
+
+    /// The oldest session of the coordinator that has most: nobody pushes another's out by proposing much.
+    fn gives_way(&self) -> Option<SessionId> {
+        let mut counts: BTreeMap<PeerKey, usize> = BTreeMap::new();
+        for session in self.sessions.values() {
+            let count = counts.entry(session.coordinator).or_default();
+            *count = count.saturating_add(1);
+        }
+        let (busiest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        self.sessions
+            .iter()
+            .filter(|(_, session)| session.coordinator == busiest)
+            .min_by_key(|(_, session)| session.opened)
+            .map(|(id, _)| *id)
     }
 
     /// S2, S4, S7, S12 and S14, as far as they need no other data; asked again at the sign request.

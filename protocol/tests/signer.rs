@@ -10,7 +10,7 @@ use protocol::{
     epoch::EpochClaim,
     identity::PeerKey,
     message::{Refusal, Rule, Subject},
-    signer::{Effect, Input, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge},
+    signer::{Effect, Input, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge},
     transaction::{Commitment, Treasury},
 };
 
@@ -217,6 +217,51 @@ fn attempts_only_go_up_and_belong_to_their_coordinator() {
         );
     }
     assert_eq!(state, before, "a refusal changes nothing");
+}
+
+#[test]
+fn a_coordinator_that_proposes_much_pushes_out_its_own_sessions_only() {
+    let mut state = state();
+    let propose = |state: &mut State, now, from, fee| {
+        let subject = Subject::Batch(candidate(1, fee));
+        let id = subject.session(&from);
+        state.step(now, Input::Proposed { from, subject }).unwrap();
+        id
+    };
+    // The oldest of all is somebody else's.
+    let other = propose(&mut state, 0, PEER, 1);
+    let most = u64::try_from(MAX_SESSIONS).unwrap();
+    let flood: Vec<_> = (1..=2 * most)
+        .map(|n| propose(&mut state, n, COORDINATOR, n))
+        .collect();
+    assert_eq!(state.sessions(), MAX_SESSIONS);
+    assert!(state.session(&other).is_some());
+    assert!(state.session(&flood[0]).is_none());
+    let late = propose(&mut state, 3 * most, PEER, 2);
+    assert!(state.session(&other).is_some() && state.session(&late).is_some());
+}
+
+#[test]
+fn the_digest_shows_a_promise_and_no_refusal() {
+    let mut state = state();
+    let before = state.digest();
+    let subject = Subject::Batch(candidate(1, 10));
+    let mut late = candidate(2, 10);
+    late.sequence = SequenceNumber(9);
+    let refused = Input::Proposed {
+        from: COORDINATOR,
+        subject: Subject::Batch(late),
+    };
+    state.step(0, refused).unwrap_err();
+    accepted(&mut state, &subject);
+    assert_eq!(state.digest(), before);
+    let request = Input::SignRequested {
+        from: COORDINATOR,
+        session: subject.session(&COORDINATOR),
+        attempt: 1,
+    };
+    state.step(0, request).unwrap();
+    assert_ne!(state.digest(), before);
 }
 
 #[test]

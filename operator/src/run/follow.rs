@@ -156,9 +156,10 @@ impl Node {
         Ok(())
     }
 
-    fn propose_early(&mut self) {
-        for (from, subject) in std::mem::take(&mut self.early) {
-            self.proposed(from, subject);
+    /// Looks again at what was ahead of the own chain.
+    pub(super) fn propose_early(&mut self) {
+        for early in std::mem::take(&mut self.early) {
+            self.hear_proposal(early);
         }
     }
 }

@@ -26,10 +26,13 @@ use protocol::{
     vault::Genesis,
 };
 use threshold::{SignerId, sign::Commitments};
-use tokio::{sync::OwnedSemaphorePermit, task};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task,
+};
 
 use super::{
-    Denied, Event, MAX_EARLY, Node, Open, Work, blocking, decide::own_history, lock, ms_since,
+    Denied, Early, Event, MAX_EARLY, Node, Open, Work, blocking, decide::own_history, lock, ms_since,
     show::describe,
 };
 use crate::{
@@ -43,6 +46,10 @@ use crate::{
 /// How often a verdict waits for the own ledger, and the pause between.
 const MAX_WAITS: u32 = 40;
 const WAIT_PAUSE: Duration = Duration::from_millis(200);
+/// How long a proposal that is ahead of the own chain waits before it is refused.
+const EARLY_WAIT: Duration = Duration::from_secs(30);
+/// Verifications of one coordinator's proposals at a time.
+const MAX_VERIFYING: usize = 4;
 /// How often batch data is offered to a peer that does not take it, and the pause between.
 const KEEP_TRIES: u32 = 4;
 const KEEP_PAUSE: Duration = Duration::from_millis(400);
@@ -71,6 +78,16 @@ const ROUND2: Meter = Meter {
 impl Node {
     /// A coordinator proposes.
     pub(super) fn proposed(&mut self, from: PeerKey, subject: Subject) {
+        self.hear_proposal(Early {
+            from,
+            subject,
+            since: Instant::now(),
+        });
+    }
+
+    /// A proposal now, or one that has waited for the own chain.
+    pub(super) fn hear_proposal(&mut self, early: Early) {
+        let (from, subject) = (early.from, early.subject.clone());
         let id = subject.session(&from);
         match self.state.step(
             clock::now_ms(),
@@ -80,15 +97,9 @@ impl Node {
             },
         ) {
             Ok(effects) => self.perform(effects),
-            Err(refusal) if self.is_early(&subject) => {
+            Err(refusal) if self.is_early(&subject) && early.since.elapsed() < EARLY_WAIT => {
                 tracing::debug!(%refusal, "the proposal is ahead of the own chain; it waits");
-                let proposal = (from, subject);
-                if !self.early.contains(&proposal) {
-                    if self.early.len() >= MAX_EARLY {
-                        self.early.pop_front();
-                    }
-                    self.early.push_back(proposal);
-                }
+                self.keep_early(early);
             }
             Err(refusal) => {
                 self.note_verdict(id, &from, &subject, Err(&refusal));
@@ -98,13 +109,33 @@ impl Node {
         self.forget_closed();
     }
 
-    /// Whether the own node has only not seen the parent yet.
+    /// Whether the own node may only not have seen the parent yet.
     fn is_early(&self, subject: &Subject) -> bool {
         let Subject::Batch(candidate) = subject else {
             return false;
         };
         let next = self.head_sequence().map(|head| head.0.saturating_add(1));
-        self.state.alarm.is_none() && next.is_none_or(|next| candidate.sequence.0 > next)
+        self.state.alarm.is_none()
+            && next.is_none_or(|next| {
+                (1..=held::MAX_AHEAD).contains(&candidate.sequence.0.saturating_sub(next))
+            })
+    }
+
+    /// One that is proposed again waits no longer for it; a coordinator's oldest gives way.
+    fn keep_early(&mut self, early: Early) {
+        let own = || {
+            let places = self.early.iter().enumerate();
+            places.filter(|(_, other)| other.from == early.from)
+        };
+        if own().any(|(_, other)| other.subject == early.subject) {
+            return;
+        }
+        if own().count() >= MAX_EARLY
+            && let Some((oldest, _)) = own().next()
+        {
+            self.early.remove(oldest);
+        }
+        self.early.push_back(early);
     }
 
     pub(super) fn perform(&mut self, effects: Vec<Effect>) {
@@ -137,8 +168,15 @@ impl Node {
             self.note_verdict(id, &from, &subject, Err(&refusal));
             return self.deny(id, refusal);
         }
-        let Ok(permit) = self.verifiers.clone().try_acquire_owned() else {
-            let refusal = Refusal::new(Rule::S12, "too many proposals are being verified");
+        let verifiers = self
+            .verifiers
+            .entry(from)
+            .or_insert_with(|| Arc::new(Semaphore::new(MAX_VERIFYING)));
+        let Ok(permit) = verifiers.clone().try_acquire_owned() else {
+            let refusal = Refusal::new(
+                Rule::S12,
+                format!("{MAX_VERIFYING} proposals of this coordinator are being verified"),
+            );
             self.note_verdict(id, &from, &subject, Err(&refusal));
             return self.step(signer::Input::Refused(id, refusal));
         };
