@@ -1,5 +1,5 @@
-//! S5: treasury after >= supply after, and >= dust. Miner fee, fee rate, and fees spent beyond fees earned in a
-//! rolling window stay under this operator's caps.
+//! S5: treasury after >= supply after, and >= dust. The miner fee is one that nodes relay; it, its rate, and fees
+//! spent beyond fees earned in a rolling window stay under this operator's caps.
 
 use bitcoin::Amount;
 use ledger::{Operation, Transition};
@@ -10,6 +10,9 @@ use protocol::{
 };
 
 use super::{Evidence, Standing};
+
+/// Bitcoin Core's default minimum relay fee rate until version 29, in sats per virtual byte.
+const MIN_RELAY_SAT_PER_VB: u64 = 1;
 
 pub(super) fn check(
     transaction: &BatchTransaction,
@@ -25,6 +28,14 @@ pub(super) fn check(
     if value < TREASURY_DUST {
         return Err(refuse(format!(
             "the treasury would hold {value}, below the dust limit"
+        )));
+    }
+    let fee = transaction.fee;
+    let vbytes = transaction.weight().to_vbytes_ceil();
+    if fee.to_sat() < vbytes.saturating_mul(MIN_RELAY_SAT_PER_VB) {
+        // It could not confirm, and would stand in the way of others for the replacement delay (S7).
+        return Err(refuse(format!(
+            "{fee} for {vbytes} vbytes is less than nodes relay"
         )));
     }
     Ok(())
@@ -103,6 +114,15 @@ pub(super) mod cases {
                 },
                 Rule::S5,
                 "for a supply of",
+            ),
+            (
+                "a fee that no node relays",
+                |e| {
+                    e.candidate.fee = Amount::from_sat(300);
+                    rebuilt(e);
+                },
+                Rule::S5,
+                "less than nodes relay",
             ),
             (
                 "a fee above the cap",
