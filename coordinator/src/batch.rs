@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bitcoin::{Amount, FeeRate};
-use chain::fees;
+use chain::{fees, rpc::UnspentOutput};
 use ledger::{Operation, OperationError, SequenceNumber};
 use node::clock::now_ms;
 use protocol::{
     api::{BatchStatus, RequestStatus, StageTimes},
     batch::MAX_TOP_UPS,
     deposit::DepositTerms,
+    parameters::{COINBASE_MATURITY, Parameters},
     transaction::{BatchPlan, BatchTransaction, Commitment, Swept, TopUp, Treasury},
 };
 use storage::{Changes, Direction, Lease, Store};
@@ -147,6 +148,9 @@ async fn pick_deposit(
         u32::from(parameters.replacement_delay).saturating_add(parameters.bump_window.into());
     let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
     let confirmations = unspent.as_ref().map_or(0, |output| output.confirmations);
+    let is_ripe = unspent
+        .as_ref()
+        .is_some_and(|output| is_ripe(output, parameters));
     let too_late = "too close to the refund: take it back with the descriptor";
     if confirmations.saturating_add(refund_margin) > terms.refund_delay.into() {
         queue::mark(store, changes, &request, |progress| {
@@ -155,7 +159,7 @@ async fn pick_deposit(
         requests.ack(changes, lease);
         return Ok(None);
     }
-    if confirmations < parameters.deposit_confirmations {
+    if !is_ripe {
         // Reorganised away, or spent. It waits until its refund would open.
         let age = pipeline.height().saturating_sub(record.height);
         if age > terms.refund_delay.into() {
@@ -411,9 +415,18 @@ fn price(
     Ok(built)
 }
 
+/// Whether an output is deep enough for a batch (S2).
+fn is_ripe(output: &UnspentOutput, parameters: &Parameters) -> bool {
+    let needed = if output.coinbase {
+        parameters.deposit_confirmations.max(COINBASE_MATURITY)
+    } else {
+        parameters.deposit_confirmations
+    };
+    output.confirmations >= needed
+}
+
 /// Confirmed, unspent outputs that pay the vault directly, in outpoint order.
 async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
-    let needed = pipeline.vault.parameters().deposit_confirmations;
     let rows: Vec<_> = pipeline
         .store
         .iter(&TOP_UPS, .., Direction::Forward, 4 * MAX_TOP_UPS)?
@@ -421,7 +434,7 @@ async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
     let mut top_ups = Vec::new();
     for (outpoint, record) in rows {
         let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
-        if unspent.is_some_and(|output| output.confirmations >= needed)
+        if unspent.is_some_and(|output| is_ripe(&output, pipeline.vault.parameters()))
             && top_ups.len() < MAX_TOP_UPS
         {
             top_ups.push(record.top_up);
@@ -433,7 +446,26 @@ async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
 
 #[cfg(test)]
 mod tests {
+    use bitcoin::{BlockHash, Network, ScriptBuf, hashes::Hash as _};
+
     use super::*;
+
+    #[test]
+    fn an_output_of_a_coinbase_waits_for_its_maturity() {
+        let parameters = Parameters::defaults(Network::Regtest);
+        let output = |confirmations, coinbase| UnspentOutput {
+            value: Amount::from_sat(50_000),
+            script_pubkey: ScriptBuf::new(),
+            confirmations,
+            coinbase,
+            best_block: BlockHash::all_zeros(),
+        };
+        let needed = parameters.deposit_confirmations;
+        assert!(is_ripe(&output(needed, false), &parameters));
+        assert!(!is_ripe(&output(needed - 1, false), &parameters));
+        assert!(!is_ripe(&output(COINBASE_MATURITY - 1, true), &parameters));
+        assert!(is_ripe(&output(COINBASE_MATURITY, true), &parameters));
+    }
 
     #[test]
     fn operations_of_one_account_follow_their_nonces_and_keep_the_places_of_the_account() {
