@@ -5,6 +5,7 @@
 )]
 
 pub mod bitcoind;
+pub mod liar;
 pub mod network;
 pub mod report;
 pub mod scenario;

@@ -57,7 +57,8 @@ async fn main() -> anyhow::Result<()> {
         operators: arguments.operators,
         threshold: arguments.threshold,
     };
-    let mut network = LocalNetwork::start(&dir, size, &keys).await?;
+    let extras = arguments.scenario.extras();
+    let mut network = LocalNetwork::start_with(&dir, size, &keys, extras).await?;
     story.done(format!(
         "bitcoind, 1 coordinator and {} operators run; logs in {}",
         size.operators,

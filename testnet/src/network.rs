@@ -22,7 +22,7 @@ use protocol::{
 use tokio::process::{Child, Command};
 use wallet::Client;
 
-use crate::bitcoind::Bitcoind;
+use crate::{bitcoind::Bitcoind, liar::settings::Caps};
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
@@ -40,6 +40,41 @@ pub struct Size {
     pub operators: usize,
     /// Signers needed (t).
     pub threshold: u16,
+}
+
+/// How a scenario's network differs from the usual one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Further coordinators in the roster, with an identity each. The scenario starts them, if anybody does.
+    pub coordinators: usize,
+    /// Miner fees at a rate that users' fees don't cover, and operators whose caps are near.
+    pub tight_fees: bool,
+}
+
+impl Extras {
+    /// The operators' caps.
+    pub fn caps(self) -> Caps {
+        if self.tight_fees {
+            Caps {
+                max_fee_sat: 100_000,
+                max_fee_rate_sat_per_vb: 150,
+                max_net_fees_sat: 36_000,
+                window_blocks: 144,
+            }
+        } else {
+            Caps {
+                max_fee_sat: 500_000,
+                max_fee_rate_sat_per_vb: 300,
+                max_net_fees_sat: 1_000_000,
+                window_blocks: 144,
+            }
+        }
+    }
+
+    /// What the coordinator pays when the chain has no estimate, in sats per virtual byte.
+    fn fee_rate(self) -> u64 {
+        if self.tight_fees { 20 } else { 2 }
+    }
 }
 
 /// One node.
@@ -172,8 +207,11 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The folder of this program, where the nodes' binaries are too.
-fn binary(name: &str) -> anyhow::Result<PathBuf> {
+/// The binary of that name in the folder of this program, where the nodes' binaries are too.
+///
+/// # Errors
+/// When it is not there: the workspace must be built.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     // Test binaries are one folder further down.
     let found = own
@@ -215,6 +253,19 @@ impl LocalNetwork {
     /// # Errors
     /// What kept it from starting.
     pub async fn start(dir: &Path, size: Size, keys: &Path) -> anyhow::Result<Self> {
+        Self::start_with(dir, size, keys, Extras::default()).await
+    }
+
+    /// As [`Self::start`], with what a scenario needs beside.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start_with(
+        dir: &Path,
+        size: Size,
+        keys: &Path,
+        extras: Extras,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
         ensure!(
             fs::read_dir(dir)?.next().is_none(),
@@ -223,7 +274,7 @@ impl LocalNetwork {
         );
         let dir = dir.canonicalize()?;
         let bitcoind = Bitcoind::start(dir.join("bitcoind")).await?;
-        let mut network = Self::lay_out(&dir, size, keys, bitcoind)?;
+        let mut network = Self::lay_out(&dir, size, keys, extras, bitcoind)?;
         network.bitcoind.mine(101).await?;
         for node in network
             .operators
@@ -235,7 +286,13 @@ impl LocalNetwork {
         Ok(network)
     }
 
-    fn lay_out(dir: &Path, size: Size, keys: &Path, bitcoind: Bitcoind) -> anyhow::Result<Self> {
+    fn lay_out(
+        dir: &Path,
+        size: Size,
+        keys: &Path,
+        extras: Extras,
+        bitcoind: Bitcoind,
+    ) -> anyhow::Result<Self> {
         let parameters = Parameters::defaults(BitcoinNetwork::Regtest);
         let logs = dir.join("logs");
         fs::create_dir_all(&logs)?;
@@ -244,10 +301,14 @@ impl LocalNetwork {
             operators.push(member(dir, &format!("operator-{number}"))?);
         }
         let coordinator = member(dir, "coordinator-1")?;
+        let mut coordinators = vec![coordinator.clone()];
+        for number in 2..=extras.coordinators.saturating_add(1) {
+            coordinators.push(member(dir, &format!("coordinator-{number}"))?);
+        }
         let roster = Roster {
             threshold: size.threshold,
             operators: operators.clone(),
-            coordinators: vec![coordinator.clone()],
+            coordinators,
             attestation: Default::default(),
         };
         roster.validate()?;
@@ -266,11 +327,11 @@ impl LocalNetwork {
         let rpc = bitcoind.settings();
         let mut operator_nodes = Vec::new();
         for member in &operators {
-            let pages = write_operator(dir, member, keys, &rpc)?;
+            let pages = write_operator(dir, member, keys, &rpc, extras.caps())?;
             operator_nodes.push(node(member, "drawbridge-operator", &pages)?);
         }
         let http = format!("127.0.0.1:{}", free_port()?);
-        write_coordinator(dir, &coordinator, keys, &rpc, &http)?;
+        write_coordinator(dir, &coordinator, keys, &rpc, &http, extras)?;
         Ok(Self {
             operators: operator_nodes,
             coordinator: node(&coordinator, "drawbridge-coordinator", &http)?,
@@ -343,9 +404,20 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
 
 /// An operator's policy with these limits on withdrawals.
 pub fn policy(withdrawals: &str) -> String {
+    policy_with(Extras::default().caps(), withdrawals)
+}
+
+fn policy_with(caps: Caps, withdrawals: &str) -> String {
+    let Caps {
+        max_fee_sat,
+        max_fee_rate_sat_per_vb,
+        max_net_fees_sat,
+        window_blocks,
+    } = caps;
     format!(
-        "window_blocks = 144\n\n[withdrawals]\n{withdrawals}\n\n[fees]\nmax_fee_sat = 500_000\n\
-         max_fee_rate_sat_per_vb = 300\nmax_net_fees_sat = 1_000_000\n"
+        "window_blocks = {window_blocks}\n\n[withdrawals]\n{withdrawals}\n\n[fees]\n\
+         max_fee_sat = {max_fee_sat}\nmax_fee_rate_sat_per_vb = {max_fee_rate_sat_per_vb}\n\
+         max_net_fees_sat = {max_net_fees_sat}\n"
     )
 }
 
@@ -355,6 +427,7 @@ fn write_operator(
     member: &Member,
     keys: &Path,
     rpc: &RpcSettings,
+    caps: Caps,
 ) -> anyhow::Result<String> {
     let folder = dir.join(&member.name);
     let passphrase = folder.join("passphrase");
@@ -370,7 +443,7 @@ fn write_operator(
         sealing = "fast"
     };
     let mut settings = settings;
-    fs::write(folder.join("policy.toml"), policy(""))?;
+    fs::write(folder.join("policy.toml"), policy_with(caps, ""))?;
     settings.insert(
         "verifying_key".into(),
         path_value(&keys.join(VERIFYING_KEY_FILE)),
@@ -389,6 +462,7 @@ fn write_coordinator(
     keys: &Path,
     rpc: &RpcSettings,
     http: &str,
+    extras: Extras,
 ) -> anyhow::Result<()> {
     ensure!(
         keys.join(PROVING_KEY_FILE).is_file(),
@@ -405,11 +479,14 @@ fn write_coordinator(
         margin_percent = 10
         floor_sat_per_vb = 1
         ceiling_sat_per_vb = 200
-        fallback_sat_per_vb = 2
         [batching]
         size = 5
         age_ms = 8_000
     };
+    if let Some(fees) = settings.get_mut("fees").and_then(toml::Value::as_table_mut) {
+        let rate = i64::try_from(extras.fee_rate())?;
+        fees.insert("fallback_sat_per_vb".into(), rate.into());
+    }
     settings.insert("keys".into(), path_value(keys));
     settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
     settings.insert("http".into(), http.into());

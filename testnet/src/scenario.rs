@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 mod kill;
+mod lying_coordinator;
 mod pause_and_approve;
 mod restore;
 
@@ -14,7 +15,7 @@ use protocol::api::{Page, RequestStatus};
 use wallet::{Wallet, send::SendOptions};
 
 use crate::{
-    network::{GENESIS, LocalNetwork},
+    network::{Extras, GENESIS, LocalNetwork},
     report::{Batch, Report},
 };
 
@@ -38,6 +39,8 @@ pub enum Scenario {
     Restore,
     /// The basic scenario, with operators that pause, and that hold a large withdrawal until it is approved.
     PauseAndApprove,
+    /// The basic scenario, with a coordinator that lies to all operators between the two batches.
+    LyingCoordinator,
 }
 
 impl Scenario {
@@ -49,6 +52,15 @@ impl Scenario {
             Self::KillOperator => "kill-operator",
             Self::Restore => "restore",
             Self::PauseAndApprove => "pause-and-approve",
+            Self::LyingCoordinator => "lying-coordinator",
+        }
+    }
+
+    /// What its network needs beside the usual.
+    pub fn extras(self) -> Extras {
+        match self {
+            Self::LyingCoordinator => lying_coordinator::EXTRAS,
+            _ => Extras::default(),
         }
     }
 }
@@ -94,10 +106,27 @@ impl Story {
         });
     }
 
+    /// Shows a text of several lines as it is.
+    pub fn tell(&self, text: &str) {
+        self.bar.suspend(|| {
+            #[allow(clippy::print_stdout, reason = "what the command is for")]
+            {
+                println!("{text}");
+            }
+        });
+    }
+
     /// Ends the display.
     pub fn end(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// What an account must hold in the end.
+struct Holding {
+    name: &'static str,
+    address: String,
+    sats: u64,
 }
 
 struct User {
@@ -105,6 +134,16 @@ struct User {
     wallet: Wallet,
     /// What the account must hold in the end.
     expected: u64,
+}
+
+impl User {
+    fn holding(&self) -> Holding {
+        Holding {
+            name: self.name,
+            address: self.wallet.address(),
+            sats: self.expected,
+        }
+    }
 }
 
 /// Key generation and genesis: from started processes to an open vault.
@@ -185,6 +224,7 @@ pub async fn play(
         deposit(network, bob, 300_000, story).await?,
         deposit(network, carol, 200_000, story).await?,
     ];
+    let others = before_first_batch(network, scenario, story).await?;
     network
         .bitcoind
         .mine(network.parameters.deposit_confirmations)
@@ -250,15 +290,28 @@ pub async fn play(
     }
     story.done("everything is final");
 
+    let holdings: Vec<Holding> = users.iter().map(User::holding).chain(others).collect();
     check(
         network,
-        &users,
+        &holdings,
         &[(payout_bob, 120_000), (payout_carol, 80_000)],
     )
     .await?;
     story.done("accounts, payouts on the chain, and treasury >= supply hold");
     afterwards(network, scenario, story).await?;
     report(network, scenario).await
+}
+
+/// What a scenario does before the first batch: accounts of its own, that are in it too.
+async fn before_first_batch(
+    network: &mut LocalNetwork,
+    scenario: Scenario,
+    story: &Story,
+) -> anyhow::Result<Vec<Holding>> {
+    match scenario {
+        Scenario::LyingCoordinator => lying_coordinator::accomplice(network, story).await,
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// What a scenario does while the first batch is under way.
@@ -270,7 +323,7 @@ async fn during_first_batch(
     match scenario {
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
-        Scenario::Basic | Scenario::Restore | Scenario::PauseAndApprove => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -281,9 +334,10 @@ async fn between_batches(
     story: &Story,
 ) -> anyhow::Result<()> {
     match scenario {
+        Scenario::LyingCoordinator => lying_coordinator::lies(network, story).await,
         Scenario::Restore => restore::restore(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
-        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -296,7 +350,7 @@ async fn during_second_batch(
     match scenario {
         Scenario::Restore => restore::see_quarantine(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
-        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -309,7 +363,7 @@ async fn afterwards(
     match scenario {
         Scenario::Restore => restore::see_signature(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
-        Scenario::Basic | Scenario::KillCoordinator | Scenario::KillOperator => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -414,22 +468,22 @@ async fn show_phase(network: &LocalNetwork, story: &Story) {
 /// What must hold in the end.
 async fn check(
     network: &LocalNetwork,
-    users: &[User],
+    holdings: &[Holding],
     payouts: &[(Address, u64)],
 ) -> anyhow::Result<()> {
     let mut sum = 0_u64;
-    for user in users {
+    for holding in holdings {
         let account = network
             .client
-            .account(&user.wallet.address())
+            .account(&holding.address)
             .await?
             .context("no account")?;
         ensure!(
-            account.balance_sat == user.expected,
+            account.balance_sat == holding.sats,
             "{} holds {} sat, not {}",
-            user.name,
+            holding.name,
             account.balance_sat,
-            user.expected
+            holding.sats
         );
         sum = sum.saturating_add(account.balance_sat);
     }

@@ -32,8 +32,8 @@ use tokio::{
 };
 
 use super::{
-    Denied, Early, Event, MAX_EARLY, Node, Open, Work, blocking, decide::own_history, lock, ms_since,
-    show::describe,
+    Denied, Early, Event, MAX_EARLY, Node, Open, Work, blocking, decide::own_history, lock,
+    ms_since, show::describe,
 };
 use crate::{
     body, held,
