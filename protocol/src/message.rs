@@ -318,6 +318,7 @@ mod tests {
     fn ask() -> Ask {
         Ask::Sign {
             session: SessionId([7; 32]),
+            epoch: 0,
             attempt: 1,
             commitments: BTreeMap::new(),
         }

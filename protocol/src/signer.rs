@@ -248,7 +248,7 @@ impl State {
     }
 
     /// Hash of what a refused proposal or sign request must leave as it was: the treasury, what was promised, the
-    /// alarm, the quarantine. Height and sessions come and go without it.
+    /// shares' epochs, the alarm, the quarantine. Height and sessions come and go without it.
     pub fn digest(&self) -> [u8; 32] {
         let Self {
             head,
@@ -256,14 +256,16 @@ impl State {
             replacement_delay: _,
             promises,
             genesis,
+            epoch,
+            pending,
             alarm,
             quarantine,
             sessions: _,
         } = self;
         let promises: Vec<&Promise> = promises.values().collect();
+        let state = (head, promises, genesis, epoch, pending, alarm, quarantine);
         // Postcard does not fail on these types; a failure would show as a change.
-        let bytes =
-            postcard::to_stdvec(&(head, promises, genesis, alarm, quarantine)).unwrap_or_default();
+        let bytes = postcard::to_stdvec(&state).unwrap_or_default();
         hash::tagged("drawbridge/signer-state", &[&bytes])
     }
 

@@ -258,6 +258,7 @@ fn the_digest_shows_a_promise_and_no_refusal() {
     let request = Input::SignRequested {
         from: COORDINATOR,
         session: subject.session(&COORDINATOR),
+        epoch: 0,
         attempt: 1,
     };
     state.step(0, request).unwrap();

@@ -169,7 +169,7 @@ fn account_keys(stage: &Stage) -> Vec<Lie> {
         let _ = point.serialize_compressed(&mut bytes);
         bytes
     };
-    let (zero, one) = (point.x - point.x, point.y / point.y);
+    let (zero, one) = (ledger::Field::from(0_u8), ledger::Field::from(1_u8));
     let cases = [
         (
             "account key is the identity",
@@ -533,6 +533,7 @@ fn sign_request(signer: &[u8], commitments: &[u8]) -> Vec<u8> {
 pub(super) fn open_sign_request(session: SessionId, attempt: u32, entries: u8) -> Vec<u8> {
     let mut bytes = encode(&Ask::Sign {
         session,
+        epoch: wire::EPOCH,
         attempt,
         commitments: Default::default(),
     });

@@ -28,6 +28,9 @@ const ANSWER: Duration = Duration::from_secs(120);
 /// A proposal that some operator has not answered is repeated after this time; gossip may get lost.
 const REPEAT: Duration = Duration::from_secs(30);
 
+/// Epoch of the shares of a vault that was never refreshed.
+pub const EPOCH: u32 = 0;
+
 /// An operator's vote on a session.
 #[derive(Clone, Debug)]
 pub enum Said {
@@ -239,8 +242,25 @@ impl Wire {
         attempt: u32,
         commitments: BTreeMap<SignerId, Commitments>,
     ) -> anyhow::Result<Answer> {
+        self.sign_in(operator, session, EPOCH, attempt, commitments)
+            .await
+    }
+
+    /// As [`Self::sign`], with the shares of any epoch.
+    ///
+    /// # Errors
+    /// When there is no answer, or none that can be read.
+    pub async fn sign_in(
+        &self,
+        operator: PeerKey,
+        session: SessionId,
+        epoch: u32,
+        attempt: u32,
+        commitments: BTreeMap<SignerId, Commitments>,
+    ) -> anyhow::Result<Answer> {
         let ask = Ask::Sign {
             session,
+            epoch,
             attempt,
             commitments,
         };

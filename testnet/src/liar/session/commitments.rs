@@ -13,6 +13,7 @@ use super::{Round1, S9, S12, Table, kind};
 use crate::liar::{
     encoding::open_sign_request,
     lie::{Answered, Finding},
+    wire::EPOCH,
 };
 
 /// Bytes of a pair of nonce commitments.
@@ -145,6 +146,18 @@ impl Table<'_> {
             self.ask(kind, me, session, attempt, good.clone()).await;
         }
         self.twice(&mine).await;
+        let kind = kind(
+            "another share epoch",
+            "a sign request for the shares that a refresh would make",
+            S9,
+            "epoch",
+        );
+        let answer = self
+            .stage
+            .wire
+            .sign_in(me.key, session, EPOCH.saturating_add(1), 1, good)
+            .await;
+        self.take(kind, me, answer).await;
         Ok(())
     }
 
