@@ -149,6 +149,13 @@ impl GroupInfo {
         self.verifying_shares.contains_key(&signer)
     }
 
+    /// Names everything that is in here.
+    pub fn hash(&self) -> [u8; 32] {
+        // Nothing that was checked when it was made fails to encode.
+        let bytes = postcard::to_stdvec(self).unwrap_or_default();
+        hash::tagged("drawbridge/group", [bytes.as_slice()])
+    }
+
     pub(crate) fn verifying_key(&self) -> &VerifyingKey {
         &self.verifying_key
     }

@@ -15,8 +15,8 @@ use support::{group, machines, rng, signer};
 use threshold::dkg::{self, Machine};
 use threshold::sign::{
     AggregateError, BadShare, Commitments, DecodeError, MAX_MESSAGES, Message, Nonces, Package,
-    PackageError, Shares, SignError, Tweak, aggregate, commit, output_key, sign, verify,
-    verify_shares,
+    PackageError, Shares, SignError, Tweak, aggregate, commit, culprits, max_messages, output_key,
+    sign, verify, verify_shares,
 };
 use threshold::{KeyShare, SignerId};
 
@@ -41,7 +41,16 @@ fn round1(
     indices: &[usize],
     messages: Vec<Message>,
 ) -> (Package, BTreeMap<SignerId, Nonces>) {
-    let mut rng = rng(7);
+    round1_from(7, shares, indices, messages)
+}
+
+fn round1_from(
+    seed: u64,
+    shares: &[KeyShare],
+    indices: &[usize],
+    messages: Vec<Message>,
+) -> (Package, BTreeMap<SignerId, Nonces>) {
+    let mut rng = rng(seed);
     let mut all = BTreeMap::new();
     let mut commitments = BTreeMap::new();
     for share in indices.iter().map(|i| &shares[*i]) {
@@ -106,6 +115,34 @@ proptest! {
     ) {
         sign_and_verify(&group(5, 3), &indices, messages(count));
     }
+
+    /// Two ways to say whose shares are wrong: each share by itself, and all of them as one combination.
+    #[test]
+    fn the_combined_check_finds_exactly_the_wrong_shares(
+        bad in prop::collection::btree_map(0..4_usize, 0..40_usize, 0..4),
+        nonces in any::<u64>(),
+    ) {
+        let shares = group(5, 3);
+        let group = shares[0].group();
+        let (package, secret) = round1_from(nonces, &shares, &[0, 1, 2, 4], messages(40));
+        let mut answers = round2(&shares, &package, secret);
+        let ids: Vec<SignerId> = answers.keys().copied().collect();
+        for (signer, message) in &bad {
+            let mut bytes = bytes_of(&answers[&ids[*signer]]);
+            bytes[message * 32 + 31] ^= 1;
+            answers.insert(ids[*signer], Shares::try_from(bytes).unwrap());
+        }
+        let expected: BTreeSet<SignerId> = bad.keys().map(|signer| ids[*signer]).collect();
+        prop_assert_eq!(culprits(group, &package, &answers).unwrap(), expected.clone());
+        let some: BTreeMap<_, _> = answers.iter().skip(1).map(|(id, answer)| (*id, answer)).collect();
+        let mut others = expected.clone();
+        others.remove(&ids[0]);
+        prop_assert_eq!(culprits(group, &package, &some).unwrap(), others);
+        for (from, answer) in &answers {
+            let wrong = verify_shares(group, &package, *from, answer).is_err();
+            prop_assert_eq!(wrong, expected.contains(from));
+        }
+    }
 }
 
 #[test]
@@ -127,7 +164,7 @@ fn fewer_than_the_threshold_get_no_signature() {
         Err(SignError::Package(too_few))
     );
     assert_eq!(
-        aggregate(share.group(), &package, &BTreeMap::new()),
+        aggregate::<Shares>(share.group(), &package, &BTreeMap::new()),
         Err(AggregateError::Package(too_few))
     );
     // Two honest shares of a session of three, and the third is made up or left out.
@@ -210,6 +247,72 @@ fn every_wrong_share_is_blamed_by_name() {
         aggregate(group, &package, &answers),
         Err(AggregateError::NotInPackage(absent))
     );
+}
+
+#[test]
+fn strangers_and_unusable_packages_make_no_culprits() {
+    let shares = group(5, 3);
+    let group = shares[0].group();
+    let (package, nonces) = round1(&shares, &[0, 1, 2], messages(2));
+    let mut answers = round2(&shares, &package, nonces);
+    let absent = shares[3].signer();
+    answers.insert(absent, answers[&shares[0].signer()].clone());
+    assert_eq!(
+        culprits(group, &package, &answers),
+        Err(BadShare::NotInPackage(absent))
+    );
+    answers.remove(&absent);
+    let mut longer = package.clone();
+    longer.messages.extend(messages(1));
+    assert!(matches!(
+        culprits(group, &longer, &answers),
+        Err(BadShare::Package(_))
+    ));
+    assert_eq!(culprits(group, &package, &answers), Ok(BTreeSet::new()));
+    let from = shares[1].signer();
+    let short = Shares::try_from(bytes_of(&answers[&from])[..32].to_vec()).unwrap();
+    answers.insert(from, short);
+    assert_eq!(
+        culprits(group, &package, &answers),
+        Ok(BTreeSet::from([from]))
+    );
+}
+
+#[test]
+fn a_package_has_one_name_whatever_is_changed_in_it() {
+    let shares = group(5, 3);
+    let group = shares[0].group();
+    let (package, _) = round1(&shares, &[0, 1, 2], messages(2));
+    let name = package.hash(group);
+    assert_eq!(package.clone().hash(group), name);
+    let mut fewer = package.clone();
+    fewer.commitments.pop_last();
+    let mut digest = package.clone();
+    digest.messages[0].digest[31] ^= 1;
+    let mut tweak = package.clone();
+    tweak.messages[0].tweak = Tweak::KeyPath(None);
+    let mut rootless = tweak.clone();
+    rootless.messages[0].tweak = Tweak::KeyPath(Some([0; 32]));
+    let (others, _) = round1_from(8, &shares, &[0, 1, 2], messages(2));
+    let mut names = BTreeSet::from([name]);
+    for changed in [&fewer, &digest, &tweak, &rootless, &others] {
+        assert!(names.insert(changed.hash(group)));
+    }
+    let other_group = self::group(4, 3);
+    assert!(names.insert(package.hash(other_group[0].group())));
+}
+
+#[test]
+fn the_number_of_messages_follows_from_the_group() {
+    assert!(max_messages(5, 3) >= 1_500);
+    assert!(max_messages(16, 12) >= 1_000);
+    assert!((100..1_000).contains(&max_messages(100, 67)));
+    assert_eq!(max_messages(2, 2), MAX_MESSAGES);
+    assert!(max_messages(255, 128) >= 1);
+    for (n, t) in [(5, 3), (16, 12), (100, 67), (255, 128), (255, 255)] {
+        let messages = max_messages(n, t);
+        assert!(messages * t * 66 <= threshold::sign::MAX_REQUEST_BYTES);
+    }
 }
 
 #[test]

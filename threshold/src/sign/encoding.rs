@@ -1,0 +1,181 @@
+//! How commitments and shares travel: plain bytes, of which there is one form only, so that bytes can stand
+//! for what they decode to, in hashes too.
+
+use std::fmt;
+use std::sync::Arc;
+
+use frost_secp256k1_tr::round1::{NonceCommitment, SigningCommitments};
+use frost_secp256k1_tr::round2::SignatureShare;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::MAX_MESSAGES;
+
+/// Encoded length of one pair of nonce commitments: two compressed points.
+pub(super) const PAIR_LEN: usize = 66;
+/// Encoded length of one signature share: a scalar.
+pub(super) const SHARE_LEN: usize = 32;
+
+/// Public commitments to a signer's [`Nonces`](super::Nonces), a pair per message. Decoding refuses more
+/// than [`MAX_MESSAGES`] pairs, and points that are off the curve or the identity. A clone shares its
+/// memory with the original.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "Vec<u8>")]
+pub struct Commitments {
+    pairs: Arc<[SigningCommitments]>,
+    /// What the pairs decode from. Kept, because encoding costs two field inversions a pair.
+    bytes: Arc<[u8]>,
+}
+
+impl Commitments {
+    /// `None` if a point is the identity, which no nonce of FROST's commits to.
+    pub(super) fn new(pairs: Vec<SigningCommitments>) -> Option<Self> {
+        let encoded: Vec<Vec<u8>> = pairs
+            .par_iter()
+            .map(|pair| {
+                let hiding = pair.hiding().serialize().ok()?;
+                Some([hiding, pair.binding().serialize().ok()?].concat())
+            })
+            .collect::<Option<_>>()?;
+        Some(Self {
+            pairs: pairs.into(),
+            bytes: encoded.concat().into(),
+        })
+    }
+
+    /// How many messages they are for.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Never the case for decoded commitments.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    pub(super) fn pairs(&self) -> &[SigningCommitments] {
+        &self.pairs
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The encoded pair for one message.
+    pub(super) fn pair_bytes(&self, message: usize) -> Option<&[u8]> {
+        self.bytes.chunks_exact(PAIR_LEN).nth(message)
+    }
+}
+
+impl PartialEq for Commitments {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Commitments {}
+
+impl TryFrom<Vec<u8>> for Commitments {
+    type Error = DecodeError;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
+        check_count(&bytes, PAIR_LEN)?;
+        // A square root for each point: worth all processors for a large batch.
+        let pairs: Vec<SigningCommitments> = bytes
+            .par_chunks_exact(PAIR_LEN)
+            .map(|pair| {
+                let (hiding, binding) = pair.split_at(PAIR_LEN / 2);
+                Ok(SigningCommitments::new(point(hiding)?, point(binding)?))
+            })
+            .collect::<Result<_, DecodeError>>()?;
+        Ok(Self {
+            pairs: pairs.into(),
+            bytes: bytes.into(),
+        })
+    }
+}
+
+/// A compressed point. SEC1's compact form (tag 5), which FROST's decoder takes too, would be a second
+/// encoding of the same point.
+fn point(bytes: &[u8]) -> Result<NonceCommitment, DecodeError> {
+    match bytes.first() {
+        Some(2 | 3) => NonceCommitment::deserialize(bytes).map_err(|_| DecodeError::Content),
+        _ => Err(DecodeError::Content),
+    }
+}
+
+impl Serialize for Commitments {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.bytes.serialize(to)
+    }
+}
+
+impl fmt::Debug for Commitments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Commitments({})", self.len())
+    }
+}
+
+/// A signer's shares of the signatures, one per message. Decoding refuses more than
+/// [`MAX_MESSAGES`], and scalars that are not canonical.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<u8>")]
+pub struct Shares(pub(super) Vec<SignatureShare>);
+
+impl Shares {
+    /// How many messages they are for.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never the case for decoded shares.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl TryFrom<Vec<u8>> for Shares {
+    type Error = DecodeError;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
+        check_count(&bytes, SHARE_LEN)?;
+        bytes
+            .chunks_exact(SHARE_LEN)
+            .map(|share| SignatureShare::deserialize(share).map_err(|_| DecodeError::Content))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl Serialize for Shares {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let bytes: Vec<u8> = self.0.iter().flat_map(SignatureShare::serialize).collect();
+        bytes.serialize(to)
+    }
+}
+
+impl fmt::Debug for Shares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shares({})", self.0.len())
+    }
+}
+
+/// The count is bounded before anything is decoded.
+fn check_count(bytes: &[u8], len: usize) -> Result<(), DecodeError> {
+    let items = bytes.chunks_exact(len);
+    if !items.remainder().is_empty() || !(1..=MAX_MESSAGES).contains(&items.len()) {
+        return Err(DecodeError::Length(bytes.len()));
+    }
+    Ok(())
+}
+
+/// Why bytes are not commitments or shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Not a whole number of items from 1 to [`MAX_MESSAGES`].
+    #[error("{0} bytes are not 1 to {MAX_MESSAGES} whole items")]
+    Length(usize),
+    /// An item is no canonical point or scalar.
+    #[error("an item is not a canonical point or scalar")]
+    Content,
+}
