@@ -12,6 +12,7 @@ use protocol::{
     identity::PeerKey,
     message::{Gossip, Refusal, Subject, encode},
     roster::Roster,
+    signing::Waiting,
 };
 use storage::Changes;
 use tokio::sync::watch;
@@ -65,6 +66,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         group: pipeline.vault.group().clone(),
         needed: usize::from(pipeline.vault.roster().threshold),
         roster: pipeline.roster.clone(),
+        standing: pipeline.standing.clone(),
         me: pipeline.me,
     };
     let (parent, epoch) = (candidate.parent, pipeline.vault.group().epoch());
@@ -81,7 +83,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         &pipeline.sessions,
         task,
         abandon,
-        |refusals, attempts| vote.is_lost(refusals, attempts),
+        |refusals, waiting| vote.is_lost(refusals, waiting),
     )
     .await;
     let left_out = vote.end();
@@ -90,6 +92,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         queue.release(lease);
         return Ok(false);
     };
+    let [blamed, silent] = &report.conduct;
+    pipeline.standing.learn(blamed, silent);
     let record = take_report(record, &report);
     match report.outcome {
         Outcome::Signed { signatures, .. } => {
@@ -160,11 +164,15 @@ impl<'a> Vote<'a> {
     }
 
     /// Whether the batch is to be given up. While it only waits, the session stays open and is proposed again.
-    fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], attempts: u32) -> bool {
+    fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], waiting: &Waiting) -> bool {
         let weighed = refusals::weigh(self.roster, refusals, &self.operations);
         let phase = match &weighed {
             Weighed::Wait { reason, .. } => format!("batch {} waits: {reason}", self.sequence),
-            _ => format!("signing batch {}", self.sequence),
+            _ => format!(
+                "signing batch {}: {}",
+                self.sequence,
+                gossip::describe(waiting, self.roster)
+            ),
         };
         self.live.send_if_modified(|live| {
             let changed = live.phase != phase || live.refusals != refusals;
@@ -179,7 +187,7 @@ impl<'a> Vote<'a> {
             Weighed::Wait { reform, .. } => {
                 let since = *self.blocked_since.get_or_insert_with(Instant::now);
                 // Whoever has given a share refuses another batch for long (S7).
-                return reform && attempts == 0 && since.elapsed() >= REFORM_AFTER;
+                return reform && waiting.attempts == 0 && since.elapsed() >= REFORM_AFTER;
             }
             Weighed::LeaveOut(left_out) => {
                 self.left_out = left_out;

@@ -19,6 +19,7 @@ use p2p::Network;
 use protocol::{
     epoch::{EpochCertificate, EpochClaim},
     message::{Answer, Ask, Gossip, Subject, decode, encode},
+    reputation::Standing,
     roster::Roster,
 };
 use storage::Changes;
@@ -217,6 +218,7 @@ async fn certify(pipeline: &Pipeline, group: GroupInfo) -> Option<EpochCertifica
         group: group.clone(),
         needed: pipeline.roster.operators.len(),
         roster: pipeline.roster.clone(),
+        standing: Standing::default(),
         me: pipeline.me,
     };
     let (stop, epochs, begin) = (
@@ -230,7 +232,14 @@ async fn certify(pipeline: &Pipeline, group: GroupInfo) -> Option<EpochCertifica
         &pipeline.sessions,
         task,
         || stop.is_cancelled() || epochs.is_over(own) || begin.elapsed() > CLAIM_TIME,
-        |refusals, _| !refusals.is_empty(),
+        |refusals, waiting| {
+            let waits_for = gossip::describe(waiting, &pipeline.roster);
+            pipeline.say(format!(
+                "all operators certify epoch {}: {waits_for}",
+                claim.epoch
+            ));
+            !refusals.is_empty()
+        },
     )
     .await;
     pipeline.say("idle".into());

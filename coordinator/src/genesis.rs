@@ -20,7 +20,9 @@ use protocol::{
     identity::PeerKey,
     message::{Answer, Ask, Gossip, Subject, decode, encode},
     parameters::Parameters,
+    reputation::Standing,
     roster::Roster,
+    signing::Waiting,
     transaction::TREASURY_DUST,
     vault::{GenesisCertificate, Vault, VaultKey},
 };
@@ -234,7 +236,15 @@ impl Founding<'_> {
                 group: key.group().clone(),
                 needed: self.roster.operators.len(),
                 roster: self.roster.clone(),
+                standing: Standing::default(),
                 me: self.me,
+            };
+            let wait = |waiting: &Waiting| {
+                let waits_for = gossip::describe(waiting, &self.roster);
+                self.live.send_modify(|live| {
+                    live.phase =
+                        format!("all operators certify the genesis {outpoint}: {waits_for}");
+                });
             };
             // Every operator has to sign: one refusal is too many.
             let report = gossip::run(
@@ -242,7 +252,10 @@ impl Founding<'_> {
                 self.sessions,
                 task,
                 || self.stop.is_cancelled(),
-                |refusals, _| !refusals.is_empty(),
+                |refusals, waiting| {
+                    wait(waiting);
+                    !refusals.is_empty()
+                },
             )
             .await;
             let Some(report) = report else {

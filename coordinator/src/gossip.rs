@@ -2,7 +2,7 @@
 //! round 2 with their answers to the sign requests. `protocol::signing` decides; this file sends.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,12 +12,17 @@ use node::cost::{Cost, Meter, Stopwatch};
 use p2p::Network;
 use protocol::{
     batch::BodyHash,
+    blame::{Evidence, Statement},
     identity::PeerKey,
     message::{Answer, Ask, Gossip, Refusal, SessionId, Subject, decode, encode},
+    reputation::Standing,
     roster::Roster,
-    signing::{Effect, Input, Session},
+    signing::{Effect, Frost, Input, Session, Waiting},
 };
-use threshold::{GroupInfo, SignerId, sign::Message};
+use threshold::{
+    GroupInfo, SignerId,
+    sign::{Commitments, Message},
+};
 use tokio::sync::mpsc;
 
 /// Inputs that wait for the session to take them.
@@ -25,6 +30,10 @@ const MAX_INPUTS: usize = 1_024;
 /// How often an unfinished proposal is repeated. Operators that restarted, or whose nonces expired, accept
 /// again.
 const REPEAT: Duration = Duration::from_secs(5);
+/// How long an attempt is held back when it would need signers that have done badly before.
+const HOLD: Duration = Duration::from_millis(500);
+/// Proposals after which a session begins anew that has blamed too many to end: they may have been mended.
+const PARDON_AFTER: u32 = 12;
 
 /// From shares to signatures: everything that a session does with the answers to its sign requests.
 const AGGREGATE: Meter = Meter {
@@ -128,6 +137,10 @@ pub struct Report {
     pub outcome: Outcome,
     /// Who was blamed for a bad share.
     pub blamed: Vec<PeerKey>,
+    /// What shows it.
+    pub evidence: Vec<Evidence>,
+    /// Who was blamed, and whose share came too late, for [`Standing::learn`].
+    pub conduct: [BTreeSet<SignerId>; 2],
     /// Who refused and why.
     pub refusals: Vec<(PeerKey, Refusal)>,
     /// When its parts were reached.
@@ -146,23 +159,33 @@ pub struct Task {
     pub needed: usize,
     /// The operators.
     pub roster: Arc<Roster>,
+    /// How the operators have done before.
+    pub standing: Standing,
     /// This coordinator.
     pub me: PeerKey,
 }
 
+impl Task {
+    fn session(&self, standing: &Standing) -> Session {
+        let scheme = Frost::new(self.group.clone(), self.messages.clone());
+        Session::new(scheme, self.needed, standing.clone())
+    }
+}
+
 /// Runs a session until it ends, or `abandon` says that there is no more use in it, or `give_up` says so of who refuses
-/// and how many attempts were started. `None` when it was abandoned.
+/// and what else it waits for. `None` when it was abandoned.
 pub async fn run(
     network: &Network,
     sessions: &Sessions,
     task: Task,
     mut abandon: impl FnMut() -> bool,
-    mut give_up: impl FnMut(&[(PeerKey, Refusal)], u32) -> bool,
+    mut give_up: impl FnMut(&[(PeerKey, Refusal)], &Waiting) -> bool,
 ) -> Option<Report> {
     let id = task.subject.session(&task.me);
     let epoch = task.group.epoch();
     let mut heard = sessions.open(id, epoch);
-    let mut session = Session::new(task.group.clone(), task.messages.clone(), task.needed);
+    let mut session = task.session(&task.standing);
+    let mut blames = Blames::default();
     let mut times = Clock::default();
     let mut repeat = tokio::time::interval(REPEAT);
     let mut round = 0_u32;
@@ -176,7 +199,11 @@ pub async fn run(
                 }
                 propose(network, &task.subject, round).await;
                 round = round.saturating_add(1);
-                continue;
+                if round.is_multiple_of(PARDON_AFTER) && blames.too_many(&session) {
+                    tracing::warn!("too many were blamed; the session begins anew");
+                    session = task.session(&blames.standing(&task.standing));
+                }
+                Some(Heard::Input(Input::Repeated))
             }
         };
         let input = match next {
@@ -189,8 +216,12 @@ pub async fn run(
         };
         times.heard(&input);
         let before = Instant::now();
-        let (watch, has_shares) = (Stopwatch::thread(), matches!(input, Input::Answered { .. }));
-        let stepped = session.step(input);
+        let (watch, has_shares) = (
+            Stopwatch::process(),
+            matches!(input, Input::Answered { .. }),
+        );
+        // Shares of many inputs take seconds to check.
+        let stepped = tokio::task::block_in_place(|| session.step(input));
         if has_shares {
             aggregating += watch.cost();
         }
@@ -204,25 +235,51 @@ pub async fn run(
         let mut finished = None;
         for effect in effects {
             match effect {
-                Effect::Request { attempt, package } => {
+                Effect::Request {
+                    attempt,
+                    commitments,
+                    to,
+                } => {
                     times.requested();
                     tracing::info!(
                         stage = "round1",
                         attempt,
-                        signers = package.commitments.len(),
-                        "attempt started"
+                        signers = to.len(),
+                        "shares asked for"
                     );
+                    let open = (id, epoch);
                     request(
                         network,
                         sessions,
                         &task.roster,
-                        id,
-                        epoch,
+                        open,
                         attempt,
-                        package.commitments,
+                        commitments,
+                        to,
                     );
                 }
-                Effect::Blame(signer) => tracing::warn!(%signer, "bad share: signer blamed"),
+                Effect::Blame {
+                    signer,
+                    attempt,
+                    commitments,
+                    answer,
+                } => {
+                    tracing::warn!(%signer, attempt, "bad share: signer blamed");
+                    let evidence = Evidence {
+                        group: task.group.clone(),
+                        messages: task.messages.clone(),
+                        commitments,
+                        statement: answer.signed().clone(),
+                    };
+                    blames.add(signer, evidence);
+                }
+                Effect::Hold => {
+                    let sessions = sessions.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(HOLD).await;
+                        sessions.tell(&id, Input::HeldLongEnough);
+                    });
+                }
                 Effect::Finished {
                     signatures,
                     signers,
@@ -245,7 +302,9 @@ pub async fn run(
         if finished.is_some() {
             break finished;
         }
-        if give_up(&refusals(&session, &task.roster), session.attempts()) {
+        if let Some(waiting) = session.waiting()
+            && give_up(&refusals(&session, &task.roster), &waiting)
+        {
             break Some(Outcome::Refused);
         }
     };
@@ -253,13 +312,53 @@ pub async fn run(
     let outcome = outcome?;
     Some(Report {
         outcome,
-        blamed: session
-            .blamed()
+        blamed: blames
+            .who
             .iter()
             .filter_map(|signer| peer(&task.roster, *signer))
             .collect(),
+        evidence: blames.evidence,
+        conduct: [blames.who, session.silent()],
         refusals: refusals(&session, &task.roster),
         times: times.times,
+    })
+}
+
+/// Who was blamed, in this session and those that it began anew after.
+#[derive(Default)]
+struct Blames {
+    who: BTreeSet<SignerId>,
+    evidence: Vec<Evidence>,
+}
+
+impl Blames {
+    fn add(&mut self, signer: SignerId, evidence: Evidence) {
+        // One piece each: a session that goes on for days keeps no more.
+        if self.who.insert(signer) {
+            self.evidence.push(evidence);
+        }
+    }
+
+    fn too_many(&self, session: &Session) -> bool {
+        let left = session
+            .signers()
+            .len()
+            .saturating_sub(session.blamed().len());
+        left < session.needed()
+    }
+
+    fn standing(&self, before: &Standing) -> Standing {
+        let mut standing = before.clone();
+        standing.learn(&self.who, &BTreeSet::new());
+        standing
+    }
+}
+
+/// What a session waits for, in words.
+pub fn describe(waiting: &Waiting, roster: &Roster) -> String {
+    waiting.describe(|signer| match roster.operator(*signer) {
+        Some(member) => member.name.clone(),
+        None => signer.to_string(),
     })
 }
 
@@ -285,46 +384,57 @@ async fn propose(network: &Network, subject: &Subject, round: u32) {
     }
 }
 
-/// Sends the sign request of an attempt to each of its signers; answers come back as inputs.
+/// Sends the sign request of an attempt to these of its signers; answers come back as inputs.
 fn request(
     network: &Network,
     sessions: &Sessions,
     roster: &Roster,
-    session: SessionId,
-    epoch: u32,
+    (session, epoch): (SessionId, u32),
     attempt: u32,
-    commitments: BTreeMap<SignerId, threshold::sign::Commitments>,
+    commitments: BTreeMap<SignerId, Commitments>,
+    to: BTreeSet<SignerId>,
 ) {
-    let signers: Vec<SignerId> = commitments.keys().copied().collect();
     let ask = encode(&Ask::Sign {
         session,
         epoch,
         attempt,
         commitments,
     });
-    for from in signers {
+    for from in to {
         let Some(peer) = peer(roster, from) else {
             continue;
         };
         let (network, sessions, ask) = (network.clone(), sessions.clone(), ask.clone());
         tokio::spawn(async move {
+            let lost = |refusal| Input::Lost {
+                from,
+                attempt,
+                refusal,
+            };
             let input = match network.ask(peer, ask).await {
                 Ok(bytes) => match decode::<Answer>(&bytes) {
-                    Ok(Answer::Shares { shares, next }) => Input::Answered {
-                        from,
-                        attempt,
-                        shares,
-                        next,
-                    },
+                    Ok(Answer::Shares(signed)) => {
+                        match Statement::verify(signed, &peer, &session, attempt) {
+                            Ok(statement) => Input::Answered {
+                                from,
+                                attempt,
+                                answer: Arc::new(statement),
+                            },
+                            Err(error) => {
+                                tracing::warn!(%from, %error, "shares that nobody stands for");
+                                lost(None)
+                            }
+                        }
+                    }
                     Ok(Answer::Refused(refusal)) => {
                         tracing::info!(%from, %refusal, "sign request refused");
-                        Input::Lost { from, attempt }
+                        lost(Some(refusal))
                     }
-                    _ => Input::Lost { from, attempt },
+                    _ => lost(None),
                 },
                 Err(error) => {
                     tracing::info!(%from, %error, "sign request not answered");
-                    Input::Lost { from, attempt }
+                    lost(None)
                 }
             };
             sessions.tell(&session, input);

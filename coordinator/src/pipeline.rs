@@ -20,6 +20,7 @@ use protocol::{
     api::{BatchStatus, RequestStatus},
     deposit::TermsError,
     identity::PeerKey,
+    reputation::Standing,
     roster::Roster,
     transaction::{BatchPlan, BatchTransaction, BuildError, Commitment, Swept, Treasury},
     vault::{Vault, VaultError},
@@ -119,6 +120,8 @@ pub struct Pipeline {
     pub stop: CancellationToken,
     /// Since when requests wait, in ms.
     pub waiting_since: Option<u64>,
+    /// How the operators have done in sessions since this coordinator started.
+    pub standing: Standing,
     /// The confirmed history. Writer: the task that follows the chain.
     pub history: SharedHistory,
     /// What is known now.

@@ -12,7 +12,7 @@ use chain::{follow::Follower, rpc::BitcoinRpc};
 use node::{files, history::History};
 use p2p::{Network, PeerAddress};
 use proof::{Keys, ProvingKey};
-use protocol::{identity::PeerKey, roster::Roster, vault::Vault};
+use protocol::{identity::PeerKey, reputation::Standing, roster::Roster, vault::Vault};
 use storage::{Changes, Schema, Store};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -225,6 +225,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         writing: writing.clone(),
         stop: stop.clone(),
         waiting_since: None,
+        standing: Standing::default(),
         history: reader.history.clone(),
         live: live.clone(),
     };

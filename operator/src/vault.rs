@@ -8,7 +8,7 @@ use rand::rngs::OsRng;
 use threshold::{
     GroupInfo, KeyShare, SignerId,
     repair::{Helper, Run, RunError},
-    sign::{self, Commitments, Package, Shares},
+    sign::{self, Commitments, Package, PackageHash, Shares},
 };
 
 pub use crate::verify::s09_nonces::Reading;
@@ -23,11 +23,21 @@ use crate::{
 /// Sessions whose answers are held; the oldest gives way.
 const MAX_ANSWERS: usize = s09_nonces::MAX_HELD;
 
+/// What a sign request gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// What was signed.
+    pub package: PackageHash,
+    /// Round 2.
+    pub shares: Shares,
+    /// Round 1 of a next attempt.
+    pub next: Commitments,
+}
+
 struct Answered {
     attempt: u32,
     commitments: BTreeMap<SignerId, Commitments>,
-    shares: Shares,
-    next: Commitments,
+    given: Given,
     at_ms: u64,
 }
 
@@ -102,11 +112,11 @@ impl KeySafe {
         session: &SessionId,
         attempt: u32,
         commitments: &BTreeMap<SignerId, Commitments>,
-    ) -> Option<(Shares, Commitments)> {
+    ) -> Option<Given> {
         self.watch(now);
         let answer = self.answers.get(session)?;
         (answer.attempt == attempt && answer.commitments == *commitments)
-            .then(|| (answer.shares.clone(), answer.next.clone()))
+            .then(|| answer.given.clone())
     }
 
     /// Whether [`Self::sign`] would sign this. Lets a bad request be refused before anything is promised,
@@ -151,10 +161,10 @@ impl KeySafe {
         now: Reading,
         promised: Promised,
         commitments: BTreeMap<SignerId, Commitments>,
-    ) -> Result<(Shares, Commitments), Refusal> {
+    ) -> Result<Given, Refusal> {
         let (session, attempt) = (promised.session(), promised.attempt());
-        if let Some(answer) = self.answered(now.clone(), &session, attempt, &commitments) {
-            return Ok(answer);
+        if let Some(given) = self.answered(now.clone(), &session, attempt, &commitments) {
+            return Ok(given);
         }
         let verified = promised.verified();
         self.check(now, &session, verified, &commitments)?;
@@ -164,17 +174,20 @@ impl KeySafe {
         let package = package(verified, &commitments);
         let shares =
             sign::sign(&self.share, nonces, &package).map_err(|error| refuse(error.to_string()))?;
-        let next = self.fresh(session, verified)?;
+        let given = Given {
+            package: package.hash(self.share.group()),
+            shares,
+            next: self.fresh(session, verified)?,
+        };
         let answer = Answered {
             attempt,
             commitments,
-            shares: shares.clone(),
-            next: next.clone(),
+            given: given.clone(),
             at_ms: self.nonces.now_ms(),
         };
         self.answers.insert(session, answer);
         self.evict();
-        Ok((shares, next))
+        Ok(given)
     }
 
     fn fresh(&mut self, session: SessionId, verified: &Verified) -> Result<Commitments, Refusal> {
@@ -274,8 +287,8 @@ mod tests {
         let shares: BTreeMap<_, _> = safes
             .iter_mut()
             .map(|safe| {
-                let (shares, _) = safe.sign(at(1), promised(1), commitments.clone()).unwrap();
-                (safe.share.signer(), shares)
+                let given = safe.sign(at(1), promised(1), commitments.clone()).unwrap();
+                (safe.share.signer(), given.shares)
             })
             .collect();
         let package = package(&verified, &commitments);
@@ -316,8 +329,8 @@ mod tests {
                     let affirmed = testing::affirmed(&store, verified.clone());
                     let grant = testing::grant(subject.clone(), 1);
                     let promised = Promised::write(&store, grant, affirmed).unwrap();
-                    let (shares, _) = safe.sign(at(1), promised, commitments.clone()).unwrap();
-                    (safe.share.signer(), shares)
+                    let given = safe.sign(at(1), promised, commitments.clone()).unwrap();
+                    (safe.share.signer(), given.shares)
                 })
                 .collect();
             sign::aggregate(group, &package(&verified, &commitments), &shares)
@@ -368,12 +381,13 @@ mod tests {
         let verified = testing::verified_genesis();
         let mut safes = all();
         let mut commitments = round1(&mut safes, &verified, 0);
-        let (first, next) = safes[0]
+        let first = safes[0]
             .sign(at(1), promised(1), commitments.clone())
             .unwrap();
-        commitments.insert(safes[0].share.signer(), next);
-        let (second, _) = safes[0].sign(at(2), promised(2), commitments).unwrap();
-        assert_ne!(first, second);
+        commitments.insert(safes[0].share.signer(), first.next);
+        let second = safes[0].sign(at(2), promised(2), commitments).unwrap();
+        assert_ne!(first.shares, second.shares);
+        assert_ne!(first.package, second.package);
     }
 
     #[test]
@@ -382,9 +396,10 @@ mod tests {
         let mut safes = all();
         let commitments = round1(&mut safes, &verified, 0);
         assert_eq!(round1(&mut safes, &verified, 100), commitments);
-        let (_, next) = safes[0]
+        let next = safes[0]
             .sign(at(200), promised(1), commitments.clone())
-            .unwrap();
+            .unwrap()
+            .next;
         let me = safes[0].share.signer();
         assert_ne!(commitments[&me], next);
         assert_eq!(

@@ -7,13 +7,16 @@
 
 pub mod api;
 pub mod batch;
+pub mod blame;
 pub mod deposit;
 pub mod epoch;
 pub mod hash;
 pub mod identity;
+pub mod invariants;
 pub mod message;
 pub mod parameters;
 pub mod repair;
+pub mod reputation;
 pub mod roster;
 pub mod signer;
 pub mod signing;

@@ -6,14 +6,11 @@ use std::collections::BTreeMap;
 use bitcoin::Transaction;
 use ledger::{OperationId, SequenceNumber};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use threshold::{
-    GroupInfo, SignerId, dkg,
-    repair::Run,
-    sign::{Commitments, Shares},
-};
+use threshold::{GroupInfo, SignerId, dkg, repair::Run, sign::Commitments};
 
 use crate::{
     batch::{BodyHash, Candidate},
+    blame::Round2,
     epoch::{EpochCertificate, EpochClaim},
     hash,
     identity::{PeerKey, Signed},
@@ -172,13 +169,8 @@ pub enum Answer {
     Batch(Option<(Candidate, Vec<u8>)>),
     /// Taken.
     Taken,
-    /// Round 2, with fresh commitments for a next attempt.
-    Shares {
-        /// One share an input.
-        shares: Shares,
-        /// Round 1 of the next attempt.
-        next: Commitments,
-    },
+    /// Round 2, with fresh commitments for a next attempt, as its operator states it.
+    Shares(Signed<Round2>),
     /// Not done, and why.
     Refused(Refusal),
     /// The document, if there is one; what it is worth is the asker's to verify.

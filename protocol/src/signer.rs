@@ -28,8 +28,9 @@ pub const MAX_SESSIONS: usize = 16;
 pub const MAX_PROMISES: usize = 1_024;
 /// How long a signer waits for receipts of the batch data that it has passed on (S8), in ms.
 pub const RECEIPT_WAIT_MS: u64 = 2_000;
-/// Sign requests answered in one session.
-pub const MAX_ATTEMPTS: u32 = crate::signing::MAX_ATTEMPTS;
+/// Sign requests answered between two proposals of a session. A coordinator that follows ROAST asks a signer
+/// at most once an attempt, so n - t + 1 times and once for each renewal of the round: less than 2 n.
+pub const MAX_ANSWERS: u32 = 256;
 
 /// What this operator has put its name to, stored before its share leaves (S7, S11).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +94,8 @@ pub struct Session {
     pub subject: Subject,
     /// How far it is.
     pub phase: Phase,
-    /// Highest attempt answered; attempts only go up.
-    pub attempt: u32,
+    /// Sign requests answered since the latest proposal.
+    pub answers: u32,
     opened: u64,
 }
 
@@ -200,7 +201,7 @@ pub enum Effect {
 }
 
 /// Leave to make the shares of one attempt, once its promise is on disk. Made by [`State::step`] alone, for an accepted
-/// session (its data is stored and passed on, S8) whose attempt is new (S9) and to which neither S7 nor S14 objects.
+/// session (its data is stored and passed on, S8) and to which neither S7 nor S14 objects.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Grant {
     session: SessionId,
@@ -421,7 +422,8 @@ impl State {
     ) -> Result<Vec<Effect>, Refusal> {
         self.check_subject(&subject)?;
         let id = subject.session(&from);
-        if let Some(session) = self.sessions.get(&id) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.answers = 0;
             // A repeated proposal after round 1: the coordinator, or the nonces, were lost on the way.
             return Ok(match session.phase {
                 Phase::Accepted => vec![Effect::Accept(id, from)],
@@ -437,7 +439,7 @@ impl State {
             coordinator: from,
             subject: subject.clone(),
             phase: Phase::Verifying,
-            attempt: 0,
+            answers: 0,
             opened: now,
         };
         self.sessions.insert(id, session);
@@ -609,13 +611,12 @@ impl State {
         if session.phase != Phase::Accepted {
             return Err(Refusal::new(Rule::S8, "this session is not accepted yet"));
         }
-        if attempt <= session.attempt || attempt > MAX_ATTEMPTS {
+        // The attempt's number is the coordinator's own: one that has restarted begins at 1 again. What keeps a
+        // nonce from serving two shares is that it is used up, whatever the number (S9).
+        if session.answers >= MAX_ANSWERS {
             return Err(Refusal::new(
                 Rule::S9,
-                format!(
-                    "attempt {attempt} does not follow attempt {}",
-                    session.attempt
-                ),
+                format!("{MAX_ANSWERS} sign requests were answered; propose the session again"),
             ));
         }
         self.check_subject(&session.subject)?;
@@ -634,7 +635,7 @@ impl State {
 
     fn grant(&mut self, id: SessionId, attempt: u32, promise: Signable) -> Vec<Effect> {
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.attempt = attempt;
+            session.answers = session.answers.saturating_add(1);
         }
         match &promise {
             Signable::Batch(promise) => {

@@ -1,35 +1,50 @@
 //! The coordinator's side of one signing session, after ROAST (Ruffing et al., CCS 2022): whoever has
 //! answered with fresh commitments is ready; an attempt starts as soon as enough are ready; whoever stays
-//! silent stays out, whoever sends a bad share is blamed; nothing runs on a clock.
+//! silent stays in its attempt and out of all others; whoever sends a bad share is blamed.
 //!
 //! ```text
 //! accept --> ready --t at hand--> pending in an attempt --share--> ready again, with fresh commitments
-//!                                        |                   '--> t shares --> signatures
-//!                                        '--no answer--> gone, until it accepts again
+//!              ^                         |                   '--> t shares --> signatures
+//!              '--accept, once a round---'
 //! ```
+//!
+//! **Bound.** When an attempt starts, t signers are ready. Each earlier attempt that has not succeeded is held
+//! up by somebody who is not: a signer pending in it (nobody is pending in two), a signer blamed for a share in
+//! it (shares are checked before their signer enters another attempt), or one that has given its place in it
+//! up by accepting anew. So there are at most n - t + 1 attempts, and one more for each such renewal.
+//! [`crate::invariants`] has it as a function. A signer's renewals are taken in rounds of proposals that lie
+//! twice as far apart each time: one that has restarted is soon back, and one that does nothing else than
+//! spoil attempts leaves the others more and more time to finish without it.
+//!
+//! Shares are checked only when their attempt fails, or when their signer is about to enter another one: as
+//! long as nobody is silent or bad, that is never.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod frost;
+mod scheme;
+mod waiting;
 
-use bitcoin::secp256k1::schnorr;
-use threshold::{
-    GroupInfo, SignerId,
-    sign::{self, Commitments, Message, Package, Shares},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
 };
 
-use crate::message::Refusal;
+use threshold::{SignerId, sign::PackageHash};
 
-/// Attempts of one session after which it must be proposed anew; ROAST needs n - t + 1 at most.
-pub const MAX_ATTEMPTS: u32 = 256;
+use crate::{message::Refusal, reputation::Standing};
+
+pub use frost::Frost;
+pub use scheme::{Failure, Scheme};
+pub use waiting::Waiting;
 
 /// What the session hears.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub enum Input<S: Scheme = Frost> {
     /// An operator has verified the subject.
     Accepted {
         /// Who.
         from: SignerId,
         /// Its round 1.
-        commitments: Commitments,
+        commitments: S::Commitments,
     },
     /// An operator will not sign.
     Refused {
@@ -38,47 +53,65 @@ pub enum Input {
         /// Why.
         refusal: Refusal,
     },
-    /// The answer to a sign request.
+    /// The answer to a sign request, with round 1 for a next attempt.
     Answered {
         /// Who.
         from: SignerId,
         /// Which attempt.
         attempt: u32,
         /// Its round 2.
-        shares: Shares,
-        /// Its round 1 for a next attempt.
-        next: Commitments,
+        answer: S::Answer,
     },
-    /// A sign request could not be delivered, or the operator no longer knows the session.
+    /// A sign request could not be delivered, or the operator did not take it.
     Lost {
         /// Who.
         from: SignerId,
         /// Which attempt.
         attempt: u32,
+        /// What the operator said, if it said anything.
+        refusal: Option<Refusal>,
     },
+    /// The subject was proposed once more: a new round, in which pending signers may accept anew.
+    Repeated,
+    /// The time that [`Effect::Hold`] asked for is over.
+    HeldLongEnough,
 }
 
 /// What the caller must do.
 #[derive(Clone, Debug)]
-pub enum Effect {
-    /// Send the sign request of an attempt to each of its signers.
+pub enum Effect<S: Scheme = Frost> {
+    /// Send the sign request of an attempt.
     Request {
         /// Which attempt.
         attempt: u32,
-        /// Signers and commitments.
-        package: Package,
+        /// Its signers and their commitments.
+        commitments: BTreeMap<SignerId, S::Commitments>,
+        /// To whom: all of its signers, or one that was not reached before.
+        to: BTreeSet<SignerId>,
     },
     /// All inputs are signed.
     Finished {
         /// One BIP-340 signature an input, verified.
-        signatures: Vec<schnorr::Signature>,
+        signatures: Vec<S::Signature>,
         /// Who signed.
         signers: BTreeSet<SignerId>,
         /// Attempts started.
         attempts: u32,
     },
     /// A signer sent a bad share.
-    Blame(SignerId),
+    Blame {
+        /// Who.
+        signer: SignerId,
+        /// In which attempt.
+        attempt: u32,
+        /// The attempt's signers and their commitments.
+        commitments: BTreeMap<SignerId, S::Commitments>,
+        /// What it said.
+        answer: S::Answer,
+    },
+    /// Enough are ready, but some of them have done badly before: say [`Input::HeldLongEnough`] after a
+    /// moment, in which better ones may come.
+    Hold,
 }
 
 /// Why an input was refused; the state is as before.
@@ -90,62 +123,475 @@ pub enum Reject {
     /// It has sent a bad share in this session.
     #[error("{0} was blamed in this session")]
     Blamed(SignerId),
-    /// An accept while a sign request to the same signer is open.
+    /// An accept while a sign request to the same signer is open: nothing new, or too soon after the last.
     #[error("{0} has a sign request to answer")]
     Pending(SignerId),
+    /// Commitments that an attempt has used up: a message that comes late or twice.
+    #[error("{0} repeats commitments that were used")]
+    Stale(SignerId),
     /// An answer to nothing that was asked.
     #[error("{0} was not asked for attempt {1}")]
     NotAsked(SignerId, u32),
-    /// Commitments or shares for another number of inputs.
-    #[error("{0} sent a wrong number of commitments or shares")]
+    /// An answer that is here already.
+    #[error("{0} has answered attempt {1} before")]
+    Duplicate(SignerId, u32),
+    /// An answer to a package with other messages, commitments or verifying shares than were asked for.
+    /// Either side may be wrong, so nobody is blamed.
+    #[error("{0} has signed something else than attempt {1}")]
+    OtherPackage(SignerId, u32),
+    /// Commitments for another number of inputs.
+    #[error("{0} sent a wrong number of commitments")]
     Length(SignerId),
     /// The session is over.
     #[error("the session is finished")]
     Finished,
-    /// The session has used up [`MAX_ATTEMPTS`].
-    #[error("the session has used up its attempts")]
-    Exhausted,
     /// Aggregation of shares that had all verified failed; a fault of our own.
     #[error("aggregation failed: {0}")]
     Aggregate(String),
 }
 
 #[derive(Clone, Debug)]
-struct Attempt {
-    package: Package,
-    shares: BTreeMap<SignerId, Shares>,
+struct Attempt<S: Scheme> {
+    commitments: BTreeMap<SignerId, S::Commitments>,
+    name: PackageHash,
+    answers: BTreeMap<SignerId, S::Answer>,
+    /// Those whose answer was looked at and is right.
+    checked: BTreeSet<SignerId>,
+}
+
+impl<S: Scheme> Attempt<S> {
+    fn is_complete(&self) -> bool {
+        self.answers.len() == self.commitments.len()
+    }
+}
+
+/// A signer's accepts while it was pending.
+#[derive(Clone, Copy, Debug, Default)]
+struct Renewals {
+    taken: u32,
+    /// The round from which on the next one is taken.
+    from_round: u32,
+}
+
+/// A signer that waits for an attempt.
+#[derive(Clone, Debug)]
+struct Ready<S: Scheme> {
+    commitments: S::Commitments,
+    /// The how-manieth it was to become ready.
+    arrival: u64,
+}
+
+/// Whether an attempt with signers of poor standing may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// Not before [`Effect::Hold`] was asked for and is over.
+    Fresh,
+    /// It was asked for.
+    Holding,
+    /// Anybody will do.
+    Over,
 }
 
 /// The state of a session.
-#[derive(Clone, Debug)]
-pub struct Session {
-    group: GroupInfo,
-    messages: Vec<Message>,
+#[derive(Clone)]
+pub struct Session<S: Scheme = Frost> {
+    scheme: S,
+    signers: BTreeSet<SignerId>,
     needed: usize,
-    ready: BTreeMap<SignerId, Commitments>,
+    standing: Standing,
+    patience: Patience,
+    ready: BTreeMap<SignerId, Ready<S>>,
+    arrivals: u64,
+    /// The latest attempt that each of these was asked for and has not answered.
     pending: BTreeMap<SignerId, u32>,
-    attempts: BTreeMap<u32, Attempt>,
+    /// Those of the pending whom the request may not have reached.
+    unreached: BTreeSet<SignerId>,
+    declined: BTreeMap<SignerId, Refusal>,
+    round: u32,
+    renewals: BTreeMap<SignerId, Renewals>,
+    attempts: BTreeMap<u32, Attempt<S>>,
     started: u32,
     blamed: BTreeSet<SignerId>,
     refused: BTreeMap<SignerId, Refusal>,
-    finished: bool,
+    finished: Option<u32>,
 }
 
-impl Session {
-    /// A session that signs `messages` with `needed` signers of the group.
-    pub fn new(group: GroupInfo, messages: Vec<Message>, needed: usize) -> Self {
+impl<S: Scheme> Session<S> {
+    /// A session that needs `needed` of the scheme's signers, those of good standing rather than others.
+    pub fn new(scheme: S, needed: usize, standing: Standing) -> Self {
         Self {
-            group,
-            messages,
+            signers: scheme.signers(),
+            scheme,
             needed,
+            standing,
+            patience: Patience::Fresh,
             ready: BTreeMap::new(),
+            arrivals: 0,
             pending: BTreeMap::new(),
+            unreached: BTreeSet::new(),
+            declined: BTreeMap::new(),
+            round: 0,
+            renewals: BTreeMap::new(),
             attempts: BTreeMap::new(),
             started: 0,
             blamed: BTreeSet::new(),
             refused: BTreeMap::new(),
-            finished: false,
+            finished: None,
         }
+    }
+
+    /// Takes one input.
+    ///
+    /// # Errors
+    /// [`Reject`], with the state unchanged.
+    pub fn step(&mut self, input: Input<S>) -> Result<Vec<Effect<S>>, Reject> {
+        if self.finished.is_some() {
+            return Err(Reject::Finished);
+        }
+        match input {
+            Input::Accepted { from, commitments } => self.accepted(from, commitments),
+            Input::Refused { from, refusal } => {
+                self.admit(from)?;
+                self.ready.remove(&from);
+                self.refused.insert(from, refusal);
+                Ok(Vec::new())
+            }
+            Input::Lost {
+                from,
+                attempt,
+                refusal,
+            } => self.lost(from, attempt, refusal),
+            Input::Answered {
+                from,
+                attempt,
+                answer,
+            } => self.answered(from, attempt, answer),
+            Input::Repeated => {
+                self.round = self.round.saturating_add(1);
+                Ok(Vec::new())
+            }
+            Input::HeldLongEnough => {
+                self.patience = Patience::Over;
+                Ok(self.start_attempts())
+            }
+        }
+    }
+
+    fn admit(&self, from: SignerId) -> Result<(), Reject> {
+        if !self.signers.contains(&from) {
+            return Err(Reject::Stranger(from));
+        }
+        if self.blamed.contains(&from) {
+            return Err(Reject::Blamed(from));
+        }
+        Ok(())
+    }
+
+    fn accepted(
+        &mut self,
+        from: SignerId,
+        commitments: S::Commitments,
+    ) -> Result<Vec<Effect<S>>, Reject> {
+        self.admit(from)?;
+        if !self.scheme.fits(&commitments) {
+            return Err(Reject::Length(from));
+        }
+        if let Some(attempt) = self.pending.get(&from).copied() {
+            if self.commitments_in(attempt, from) == Some(&commitments) {
+                return self.ask_again(from, attempt);
+            }
+            if self.is_used(from, &commitments) {
+                return Err(Reject::Stale(from));
+            }
+            // Its nonces of that attempt are gone, or its answer is still on the way: the signer can tell
+            // neither by this message, and is asked in another attempt either way.
+            self.renew(from)?;
+            self.settle(from);
+        } else if self.is_used(from, &commitments) {
+            return Err(Reject::Stale(from));
+        }
+        self.refused.remove(&from);
+        self.make_ready(from, commitments);
+        Ok(self.start_attempts())
+    }
+
+    fn renew(&mut self, signer: SignerId) -> Result<(), Reject> {
+        let renewals = self.renewals.entry(signer).or_default();
+        if self.round < renewals.from_round {
+            return Err(Reject::Pending(signer));
+        }
+        renewals.taken = renewals.taken.saturating_add(1);
+        let pause = 1_u32.checked_shl(renewals.taken).unwrap_or(u32::MAX);
+        renewals.from_round = self.round.saturating_add(pause);
+        Ok(())
+    }
+
+    /// A pending signer says that it still has the nonces it was asked to use: the request is on its way, or
+    /// has got lost.
+    fn ask_again(&mut self, from: SignerId, attempt: u32) -> Result<Vec<Effect<S>>, Reject> {
+        let Some(open) = self.attempts.get(&attempt) else {
+            return Err(Reject::Pending(from));
+        };
+        if !self.unreached.remove(&from) {
+            return Err(Reject::Pending(from));
+        }
+        Ok(vec![Effect::Request {
+            attempt,
+            commitments: open.commitments.clone(),
+            to: BTreeSet::from([from]),
+        }])
+    }
+
+    fn lost(
+        &mut self,
+        from: SignerId,
+        attempt: u32,
+        refusal: Option<Refusal>,
+    ) -> Result<Vec<Effect<S>>, Reject> {
+        if self.pending.get(&from) != Some(&attempt) {
+            return Err(Reject::NotAsked(from, attempt));
+        }
+        self.unreached.insert(from);
+        if let Some(refusal) = refusal {
+            self.declined.insert(from, refusal);
+        }
+        Ok(Vec::new())
+    }
+
+    fn answered(
+        &mut self,
+        from: SignerId,
+        number: u32,
+        answer: S::Answer,
+    ) -> Result<Vec<Effect<S>>, Reject> {
+        self.admit(from)?;
+        let attempt = self
+            .attempts
+            .get_mut(&number)
+            .filter(|attempt| attempt.commitments.contains_key(&from))
+            .ok_or(Reject::NotAsked(from, number))?;
+        if attempt.name != self.scheme.package(&answer) {
+            return Err(Reject::OtherPackage(from, number));
+        }
+        if attempt.answers.contains_key(&from) {
+            return Err(Reject::Duplicate(from, number));
+        }
+        let next = self.scheme.next(&answer).clone();
+        let has_right_length = self.scheme.has_right_length(&answer);
+        attempt.answers.insert(from, answer);
+        let culprits = if !has_right_length {
+            BTreeSet::from([from])
+        } else if attempt.is_complete() {
+            match self
+                .scheme
+                .aggregate(&attempt.commitments, &attempt.answers)
+            {
+                Ok(signatures) => {
+                    let signers = attempt.commitments.keys().copied().collect();
+                    return Ok(self.finish(number, signatures, signers));
+                }
+                Err(Failure::BadShares(culprits)) => culprits,
+                Err(Failure::Fault(reason)) => {
+                    attempt.answers.remove(&from);
+                    return Err(Reject::Aggregate(reason));
+                }
+            }
+        } else {
+            BTreeSet::new()
+        };
+        // A late answer counts for its attempt only: its signer has said something newer since.
+        if self.pending.get(&from) == Some(&number) {
+            self.settle(from);
+            if !self.refused.contains_key(&from) && !self.is_used(from, &next) {
+                self.make_ready(from, next);
+            }
+        }
+        let mut effects = self.blame(number, &culprits);
+        if self.attempts.get(&number).is_some_and(Attempt::is_complete) {
+            self.attempts.remove(&number);
+        }
+        effects.extend(self.start_attempts());
+        Ok(effects)
+    }
+
+    fn finish(
+        &mut self,
+        number: u32,
+        signatures: Vec<S::Signature>,
+        signers: BTreeSet<SignerId>,
+    ) -> Vec<Effect<S>> {
+        self.finished = Some(number);
+        signers.iter().for_each(|signer| self.settle(*signer));
+        vec![Effect::Finished {
+            signatures,
+            signers,
+            attempts: self.started,
+        }]
+    }
+
+    fn make_ready(&mut self, signer: SignerId, commitments: S::Commitments) {
+        self.arrivals = self.arrivals.saturating_add(1);
+        let ready = Ready {
+            commitments,
+            arrival: self.arrivals,
+        };
+        self.ready.insert(signer, ready);
+    }
+
+    fn settle(&mut self, signer: SignerId) {
+        self.pending.remove(&signer);
+        self.unreached.remove(&signer);
+        self.declined.remove(&signer);
+    }
+
+    fn commitments_in(&self, attempt: u32, signer: SignerId) -> Option<&S::Commitments> {
+        self.attempts.get(&attempt)?.commitments.get(&signer)
+    }
+
+    fn is_used(&self, signer: SignerId, commitments: &S::Commitments) -> bool {
+        self.attempts
+            .values()
+            .any(|attempt| attempt.commitments.get(&signer) == Some(commitments))
+    }
+
+    fn blame(&mut self, number: u32, culprits: &BTreeSet<SignerId>) -> Vec<Effect<S>> {
+        let mut effects = Vec::new();
+        for signer in culprits {
+            let Some(attempt) = self.attempts.get(&number) else {
+                continue;
+            };
+            let Some(answer) = attempt.answers.get(signer).cloned() else {
+                continue;
+            };
+            if self.blamed.insert(*signer) {
+                effects.push(Effect::Blame {
+                    signer: *signer,
+                    attempt: number,
+                    commitments: attempt.commitments.clone(),
+                    answer,
+                });
+            }
+            self.settle(*signer);
+            self.ready.remove(signer);
+        }
+        effects
+    }
+
+    /// Attempts of the best of the ready, as long as there are enough of them.
+    fn start_attempts(&mut self) -> Vec<Effect<S>> {
+        let mut effects = Vec::new();
+        while self.ready.len() >= self.needed {
+            let chosen = self.choose();
+            if self.patience != Patience::Over
+                && chosen.iter().any(|signer| self.standing.is_poor(signer))
+            {
+                if self.patience == Patience::Fresh {
+                    self.patience = Patience::Holding;
+                    effects.push(Effect::Hold);
+                }
+                return effects;
+            }
+            let blamed = self.check_before_entry(&chosen);
+            if !blamed.is_empty() {
+                effects.extend(blamed);
+                continue;
+            }
+            effects.push(self.start(&chosen));
+        }
+        effects
+    }
+
+    fn choose(&self) -> BTreeSet<SignerId> {
+        let mut order: Vec<(u32, u64, SignerId)> = self
+            .ready
+            .iter()
+            .map(|(signer, ready)| (self.standing.penalty(signer), ready.arrival, *signer))
+            .collect();
+        order.sort_unstable();
+        let chosen = order.into_iter().take(self.needed);
+        chosen.map(|(_, _, signer)| signer).collect()
+    }
+
+    /// Looks at what these signers have answered in attempts that are still open. Gives the blames.
+    fn check_before_entry(&mut self, chosen: &BTreeSet<SignerId>) -> Vec<Effect<S>> {
+        let mut found = Vec::new();
+        for (number, attempt) in &mut self.attempts {
+            let unchecked: BTreeMap<SignerId, S::Answer> = attempt
+                .answers
+                .iter()
+                .filter(|(signer, _)| chosen.contains(signer) && !attempt.checked.contains(signer))
+                .map(|(signer, answer)| (*signer, answer.clone()))
+                .collect();
+            if unchecked.is_empty() {
+                continue;
+            }
+            let culprits = self.scheme.culprits(&attempt.commitments, &unchecked);
+            let right = unchecked.keys().filter(|signer| !culprits.contains(signer));
+            attempt.checked.extend(right);
+            found.push((*number, culprits));
+        }
+        found
+            .into_iter()
+            .flat_map(|(number, culprits)| self.blame(number, &culprits))
+            .collect()
+    }
+
+    fn start(&mut self, chosen: &BTreeSet<SignerId>) -> Effect<S> {
+        let number = self.started.saturating_add(1);
+        let commitments: BTreeMap<SignerId, S::Commitments> = chosen
+            .iter()
+            .filter_map(|signer| Some((*signer, self.ready.remove(signer)?.commitments)))
+            .collect();
+        self.pending
+            .extend(chosen.iter().map(|signer| (*signer, number)));
+        let attempt = Attempt {
+            name: self.scheme.name(&commitments),
+            commitments: commitments.clone(),
+            answers: BTreeMap::new(),
+            checked: BTreeSet::new(),
+        };
+        self.attempts.insert(number, attempt);
+        self.started = number;
+        self.forget_hopeless();
+        Effect::Request {
+            attempt: number,
+            commitments,
+            to: chosen.clone(),
+        }
+    }
+
+    /// Keeps n - t + 1 attempts. There are never more in which somebody is pending, and none of those is
+    /// dropped.
+    fn forget_hopeless(&mut self) {
+        let keep = self
+            .signers
+            .len()
+            .saturating_sub(self.needed)
+            .saturating_add(1);
+        let awaited: BTreeSet<u32> = self.pending.values().copied().collect();
+        while self.attempts.len() > keep {
+            let oldest = self
+                .attempts
+                .keys()
+                .find(|number| !awaited.contains(number));
+            match oldest.copied() {
+                Some(number) => self.attempts.remove(&number),
+                None => return,
+            };
+        }
+    }
+}
+
+/// What can be asked of a session.
+impl<S: Scheme> Session<S> {
+    /// The signers of the group.
+    pub fn signers(&self) -> &BTreeSet<SignerId> {
+        &self.signers
+    }
+
+    /// How many of them an attempt needs.
+    pub fn needed(&self) -> usize {
+        self.needed
     }
 
     /// Who has refused, and why.
@@ -163,137 +609,84 @@ impl Session {
         self.started
     }
 
+    /// How often a pending signer has given up its place in an attempt by accepting anew.
+    pub fn renewals(&self) -> u32 {
+        let taken = self.renewals.values().map(|renewals| renewals.taken);
+        taken.fold(0, u32::saturating_add)
+    }
+
     /// Signers that have answered and wait for an attempt.
-    pub fn ready(&self) -> usize {
-        self.ready.len()
+    pub fn ready(&self) -> impl ExactSizeIterator<Item = &SignerId> {
+        self.ready.keys()
     }
 
-    /// Takes one input.
-    ///
-    /// # Errors
-    /// [`Reject`], with the state unchanged.
-    pub fn step(&mut self, input: Input) -> Result<Vec<Effect>, Reject> {
-        if self.finished {
-            return Err(Reject::Finished);
-        }
-        match input {
-            Input::Accepted { from, commitments } => {
-                self.admit(from)?;
-                if self.pending.contains_key(&from) {
-                    return Err(Reject::Pending(from));
-                }
-                self.check_length(from, commitments.len())?;
-                self.ready.insert(from, commitments);
-                self.refused.remove(&from);
-                self.start_attempt()
-            }
-            Input::Refused { from, refusal } => {
-                self.admit(from)?;
-                self.refused.insert(from, refusal);
-                self.ready.remove(&from);
-                Ok(Vec::new())
-            }
-            Input::Lost { from, attempt } => {
-                if self.pending.get(&from) != Some(&attempt) {
-                    return Err(Reject::NotAsked(from, attempt));
-                }
-                self.pending.remove(&from);
-                Ok(Vec::new())
-            }
-            Input::Answered {
-                from,
-                attempt,
-                shares,
-                next,
-            } => self.answered(from, attempt, shares, next),
-        }
+    /// Whether an attempt is held back ([`Effect::Hold`]).
+    pub fn is_holding(&self) -> bool {
+        self.patience == Patience::Holding
     }
 
-    fn admit(&self, from: SignerId) -> Result<(), Reject> {
-        if !self.group.contains(from) {
-            return Err(Reject::Stranger(from));
-        }
-        if self.blamed.contains(&from) {
-            return Err(Reject::Blamed(from));
-        }
-        Ok(())
+    /// Signers that were asked and have not answered, and the attempt.
+    pub fn pending(&self) -> &BTreeMap<SignerId, u32> {
+        &self.pending
     }
 
-    fn check_length(&self, from: SignerId, length: usize) -> Result<(), Reject> {
-        if length == self.messages.len() {
-            Ok(())
-        } else {
-            Err(Reject::Length(from))
-        }
+    /// Attempts that are kept because they may still succeed.
+    pub fn open_attempts(&self) -> usize {
+        self.attempts.len()
     }
 
-    /// The first `needed` of the ready become one attempt.
-    fn start_attempt(&mut self) -> Result<Vec<Effect>, Reject> {
-        if self.ready.len() < self.needed {
-            return Ok(Vec::new());
-        }
-        let attempt = self
-            .started
-            .checked_add(1)
-            .filter(|n| *n <= MAX_ATTEMPTS)
-            .ok_or(Reject::Exhausted)?;
-        let chosen: Vec<SignerId> = self.ready.keys().take(self.needed).copied().collect();
-        let commitments: BTreeMap<SignerId, Commitments> = chosen
+    /// Whether a signer belongs to an attempt that is kept.
+    pub fn is_in_attempt(&self, signer: SignerId, attempt: u32) -> bool {
+        self.commitments_in(attempt, signer).is_some()
+    }
+
+    /// Signers that neither refuse nor were blamed. With fewer than are needed, waiting does not help.
+    pub fn possible(&self) -> usize {
+        self.signers
             .iter()
-            .filter_map(|signer| self.ready.remove_entry(signer))
-            .collect();
-        let package = Package {
-            messages: self.messages.clone(),
-            commitments,
-        };
-        self.pending
-            .extend(chosen.into_iter().map(|signer| (signer, attempt)));
-        self.attempts.insert(
-            attempt,
-            Attempt {
-                package: package.clone(),
-                shares: BTreeMap::new(),
-            },
-        );
-        self.started = attempt;
-        Ok(vec![Effect::Request { attempt, package }])
+            .filter(|signer| !self.refused.contains_key(signer) && !self.blamed.contains(signer))
+            .count()
     }
 
-    fn answered(
-        &mut self,
-        from: SignerId,
-        number: u32,
-        shares: Shares,
-        next: Commitments,
-    ) -> Result<Vec<Effect>, Reject> {
-        self.admit(from)?;
-        if self.pending.get(&from) != Some(&number) {
-            return Err(Reject::NotAsked(from, number));
+    /// Signers that an attempt older than the one that succeeded still waits for.
+    pub fn silent(&self) -> BTreeSet<SignerId> {
+        let last = self.finished.unwrap_or(self.started);
+        self.pending
+            .iter()
+            .filter(|(_, attempt)| **attempt < last)
+            .map(|(signer, _)| *signer)
+            .collect()
+    }
+
+    /// What keeps the session from its end; `None` when it has ended.
+    pub fn waiting(&self) -> Option<Waiting> {
+        if self.finished.is_some() {
+            return None;
         }
-        let Some(attempt) = self.attempts.get_mut(&number) else {
-            return Err(Reject::NotAsked(from, number));
-        };
-        if next.len() != self.messages.len()
-            || sign::verify_shares(&self.group, &attempt.package, from, &shares).is_err()
-        {
-            self.pending.remove(&from);
-            self.blamed.insert(from);
-            return Ok(vec![Effect::Blame(from)]);
-        }
-        attempt.shares.insert(from, shares);
-        if attempt.shares.len() == attempt.package.commitments.len() {
-            let signatures = sign::aggregate(&self.group, &attempt.package, &attempt.shares)
-                .map_err(|error| Reject::Aggregate(error.to_string()))?;
-            let signers = attempt.shares.keys().copied().collect();
-            self.finished = true;
-            return Ok(vec![Effect::Finished {
-                signatures,
-                signers,
-                attempts: self.started,
-            }]);
-        }
-        self.pending.remove(&from);
-        self.ready.insert(from, next);
-        self.start_attempt()
+        let unheard = self.signers.iter().filter(|signer| {
+            !self.ready.contains_key(signer)
+                && !self.pending.contains_key(signer)
+                && !self.refused.contains_key(signer)
+                && !self.blamed.contains(signer)
+        });
+        Some(Waiting {
+            needed: self.needed,
+            attempts: self.started,
+            ready: self.ready.keys().copied().collect(),
+            pending: self.pending.clone(),
+            declined: self.declined.clone(),
+            unheard: unheard.copied().collect(),
+            refused: self.refused.clone(),
+            blamed: self.blamed.clone(),
+        })
+    }
+}
+
+impl<S: Scheme> fmt::Debug for Session<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("attempts", &self.started)
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
     }
 }

@@ -10,7 +10,9 @@ use protocol::{
     epoch::EpochClaim,
     identity::PeerKey,
     message::{Refusal, Rule, Subject},
-    signer::{Effect, Input, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge},
+    signer::{
+        Effect, Input, MAX_ANSWERS, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge,
+    },
     transaction::{Commitment, Treasury},
 };
 
@@ -196,7 +198,7 @@ fn silence_of_the_others_ends_the_wait_for_receipts() {
 }
 
 #[test]
-fn attempts_only_go_up_and_belong_to_their_coordinator() {
+fn sign_requests_belong_to_their_coordinator_and_are_bounded_between_proposals() {
     let mut state = state();
     let subject = Subject::Batch(candidate(1, 10));
     let id = subject.session(&COORDINATOR);
@@ -208,15 +210,52 @@ fn attempts_only_go_up_and_belong_to_their_coordinator() {
         attempt,
     };
     assert_eq!(state.step(0, ask(PEER, 1)).unwrap_err().rule, Rule::S12);
-    state.step(0, ask(COORDINATOR, 2)).unwrap();
-    let before = state.clone();
-    for attempt in [0, 1, 2, u32::MAX] {
-        assert_eq!(
-            state.step(0, ask(COORDINATOR, attempt)).unwrap_err().rule,
-            Rule::S9
-        );
+    for attempt in 0..MAX_ANSWERS {
+        state.step(0, ask(COORDINATOR, attempt)).unwrap();
     }
+    let before = state.clone();
+    let refusal = state.step(0, ask(COORDINATOR, MAX_ANSWERS)).unwrap_err();
+    assert_eq!(refusal.rule, Rule::S9);
     assert_eq!(state, before, "a refusal changes nothing");
+    state
+        .step(
+            0,
+            Input::Proposed {
+                from: COORDINATOR,
+                subject,
+            },
+        )
+        .unwrap();
+    state.step(0, ask(COORDINATOR, 1)).unwrap();
+}
+
+#[test]
+fn a_coordinator_that_has_restarted_begins_its_attempts_anew() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    accepted(&mut state, &subject);
+    let ask = |attempt| Input::SignRequested {
+        from: COORDINATOR,
+        session: id,
+        epoch: 0,
+        attempt,
+    };
+    for attempt in 1..5 {
+        state.step(0, ask(attempt)).unwrap();
+    }
+    let proposed = Input::Proposed {
+        from: COORDINATOR,
+        subject,
+    };
+    assert_eq!(
+        state.step(0, proposed).unwrap(),
+        [Effect::Accept(id, COORDINATOR)]
+    );
+    assert!(matches!(
+        state.step(0, ask(1)).unwrap().as_slice(),
+        [Effect::PromiseAndSign(_)]
+    ));
 }
 
 #[test]

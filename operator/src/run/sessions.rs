@@ -19,8 +19,9 @@ use node::{
 };
 use protocol::{
     batch::{Body, Candidate},
+    blame::{ROUND2_DOMAIN, Round2},
     epoch::EpochClaim,
-    identity::PeerKey,
+    identity::{Identity, PeerKey},
     message::{Answer, Ask, Refusal, Rule, SessionId, Subject},
     signer::{self, Effect, Grant, Quarantine},
     vault::Genesis,
@@ -39,7 +40,7 @@ use crate::{
     body, held,
     peers::{Peers, Reply, count_refusal},
     promises::{self, GenesisPromise, PromiseError, Promised},
-    vault::Reading,
+    vault::{Given, Reading},
     verify::{self, Affirmed, Evidence, Kept, Standing, Verified, epoch, genesis},
 };
 
@@ -455,8 +456,8 @@ impl Node {
         })?;
         let answered = blocking(|| {
             let mut safe = lock(&safe);
-            if let Some((shares, next)) = safe.answered(Reading::now(), &id, attempt, commitments) {
-                return Ok(Some(Answer::Shares { shares, next }));
+            if let Some(given) = safe.answered(Reading::now(), &id, attempt, commitments) {
+                return Ok(Some(state(&self.identity, id, attempt, given)));
             }
             safe.check(Reading::now(), &id, &work.verified, commitments)
                 .map(|()| None)
@@ -510,16 +511,18 @@ impl Node {
         let Some(safe) = self.safe_for(promised.verified()) else {
             return;
         };
+        let identity = self.identity.clone();
         task::spawn_blocking(move || {
             let (id, attempt) = (promised.session(), promised.attempt());
             let inputs = promised.verified().messages().len();
-            let watch = Stopwatch::thread();
+            // Inputs are signed side by side, on all processors.
+            let watch = Stopwatch::process();
             let signed = lock(&safe).sign(Reading::now(), promised, commitments);
             let cost = watch.cost();
             cost.record(&ROUND2, inputs);
             tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_us = cost.wall.as_micros(), "shares made");
             reply.send(match signed {
-                Ok((shares, next)) => Answer::Shares { shares, next },
+                Ok(given) => state(&identity, id, attempt, given),
                 Err(refusal) => Answer::Refused(refusal),
             });
         });
@@ -590,6 +593,23 @@ fn gather(
         body,
         outputs,
     })
+}
+
+/// Shares leave with this operator's word that they are its own, and for what.
+fn state(identity: &Identity, session: SessionId, attempt: u32, given: Given) -> Answer {
+    let Given {
+        package,
+        shares,
+        next,
+    } = given;
+    let said = Round2 {
+        session,
+        attempt,
+        package,
+        shares,
+        next,
+    };
+    Answer::Shares(identity.sign(ROUND2_DOMAIN, said))
 }
 
 /// Gives the own ledger a moment to take in the batch that was confirmed last.
