@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 const LINES: [&[&str]; 7] = [
     &["ledger", "threshold", "attestation"],
     &["protocol"],
-    &["proof", "chain"],
+    &["proof", "chain", "simulator"],
     &["p2p", "storage"],
     &["node"],
     &["coordinator", "operator", "wallet"],

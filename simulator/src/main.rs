@@ -1,0 +1,177 @@
+//! `drawbridge-simulate`: many random schedules, and the replay of one.
+#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use clap::{Parser, Subcommand};
+use rayon::prelude::*;
+use simulator::{Failure, GROUPS, Group, Outcome, Table, run_fake, run_real};
+
+/// Groups whose schedules are cheap enough with FROST to run many.
+const SMALL: &[Group] = &[
+    Group::new(2, 3),
+    Group::new(3, 5),
+    Group::new(3, 5),
+    Group::new(4, 9),
+    Group::new(11, 15),
+    Group::new(12, 16),
+];
+const LARGE: &[Group] = &[Group::new(67, 100)];
+/// Failures printed before the rest is only counted.
+const MAX_SHOWN: usize = 10;
+
+/// Drives the protocol's state machines through random schedules.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Signing sessions: coordinators and operators.
+    Signing(Signing),
+}
+
+#[derive(clap::Args)]
+struct Signing {
+    /// Schedules with made-up signatures.
+    #[arg(long, default_value_t = 10_000)]
+    schedules: u64,
+    /// Schedules of small groups with FROST.
+    #[arg(long, default_value_t = 100)]
+    real: u64,
+    /// Schedules of 67-of-100 with FROST.
+    #[arg(long, default_value_t = 0)]
+    large: u64,
+    /// The first seed; the others follow.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Replays one schedule instead, and prints everything that happens in it.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What the seed is of.
+    #[arg(long, value_enum, default_value_t = Kind::Fake, requires = "seed")]
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// Made-up signatures.
+    Fake,
+    /// FROST, small groups.
+    Real,
+    /// FROST, 67-of-100.
+    Large,
+}
+
+impl Kind {
+    fn run(self, seed: u64, trace: bool) -> Result<Outcome, Failure> {
+        match self {
+            Self::Fake => run_fake(seed, trace),
+            Self::Real => run_real(seed, SMALL, trace),
+            Self::Large => run_real(seed, LARGE, trace),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fake => "fake",
+            Self::Real => "real",
+            Self::Large => "large",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let What::Signing(arguments) = Arguments::parse().what;
+    if let Some(seed) = arguments.seed {
+        return replay(seed, arguments.kind);
+    }
+    let groups: std::collections::BTreeSet<Group> = GROUPS.iter().copied().collect();
+    println!(
+        "{} groups; schedules in which too few operators are honest count as stuck",
+        groups.len()
+    );
+    let mut violations = 0_u64;
+    for (kind, schedules) in [
+        (Kind::Fake, arguments.schedules),
+        (Kind::Real, arguments.real),
+        (Kind::Large, arguments.large),
+    ] {
+        if schedules > 0 {
+            violations = violations.saturating_add(many(kind, arguments.from, schedules));
+        }
+    }
+    if violations == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn replay(seed: u64, kind: Kind) -> ExitCode {
+    match kind.run(seed, true) {
+        Ok(outcome) => {
+            println!("{outcome:?}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the schedules of consecutive seeds on all processors. Gives the number of violations.
+fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
+    let begin = Instant::now();
+    let table = Mutex::new(Table::default());
+    let shown = Mutex::new(Vec::new());
+    let violations = AtomicU64::new(0);
+    (from..from.saturating_add(schedules))
+        .into_par_iter()
+        .for_each(|seed| match kind.run(seed, false) {
+            Ok(outcome) => table
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(&outcome),
+            Err(failure) => {
+                violations.fetch_add(1, Ordering::Relaxed);
+                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                if shown.len() < MAX_SHOWN {
+                    shown.push(failure);
+                }
+            }
+        });
+    let table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let violations = violations.into_inner();
+    println!();
+    println!(
+        "{}: {schedules} schedules, seeds {from} to {}, {violations} violations, {:.0} s",
+        match kind {
+            Kind::Fake => "made-up signatures",
+            Kind::Real | Kind::Large => "FROST signatures",
+        },
+        from.saturating_add(schedules).saturating_sub(1),
+        begin.elapsed().as_secs_f64()
+    );
+    print!("{table}");
+    for failure in shown.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        println!("VIOLATION {failure}");
+        println!(
+            "  replay: ./simulate.sh signing --kind {} --seed {}",
+            kind.name(),
+            failure.seed
+        );
+    }
+    violations
+}
