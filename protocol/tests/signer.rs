@@ -11,7 +11,8 @@ use protocol::{
     identity::PeerKey,
     message::{Refusal, Rule, Subject},
     signer::{
-        Effect, Input, MAX_ANSWERS, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State, judge,
+        Effect, Input, MAX_ANSWERS, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State,
+        judge,
     },
     transaction::{Commitment, Treasury},
 };
