@@ -31,6 +31,8 @@ pub const RECEIPT_WAIT_MS: u64 = 2_000;
 /// Sign requests answered between two proposals of a session. A coordinator that follows ROAST asks a signer
 /// at most once an attempt, so n - t + 1 times and once for each renewal of the round: less than 2 n.
 pub const MAX_ANSWERS: u32 = 256;
+/// The highest number of an attempt: far more than any session comes to.
+pub const MAX_ATTEMPT: u32 = 1 << 20;
 
 /// What this operator has put its name to, stored before its share leaves (S7, S11).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +96,8 @@ pub struct Session {
     pub subject: Subject,
     /// How far it is.
     pub phase: Phase,
+    /// Highest attempt answered since the latest proposal; between two proposals attempts only go up.
+    pub attempt: u32,
     /// Sign requests answered since the latest proposal.
     pub answers: u32,
     opened: u64,
@@ -423,6 +427,9 @@ impl State {
         self.check_subject(&subject)?;
         let id = subject.session(&from);
         if let Some(session) = self.sessions.get_mut(&id) {
+            // A coordinator that has restarted begins at attempt 1 again. What keeps a nonce from serving two
+            // shares is that it is used up, whatever the number (S9).
+            session.attempt = 0;
             session.answers = 0;
             // A repeated proposal after round 1: the coordinator, or the nonces, were lost on the way.
             return Ok(match session.phase {
@@ -439,6 +446,7 @@ impl State {
             coordinator: from,
             subject: subject.clone(),
             phase: Phase::Verifying,
+            attempt: 0,
             answers: 0,
             opened: now,
         };
@@ -611,8 +619,15 @@ impl State {
         if session.phase != Phase::Accepted {
             return Err(Refusal::new(Rule::S8, "this session is not accepted yet"));
         }
-        // The attempt's number is the coordinator's own: one that has restarted begins at 1 again. What keeps a
-        // nonce from serving two shares is that it is used up, whatever the number (S9).
+        if attempt <= session.attempt || attempt > MAX_ATTEMPT {
+            return Err(Refusal::new(
+                Rule::S9,
+                format!(
+                    "attempt {attempt} does not follow attempt {}",
+                    session.attempt
+                ),
+            ));
+        }
         if session.answers >= MAX_ANSWERS {
             return Err(Refusal::new(
                 Rule::S9,
@@ -635,6 +650,7 @@ impl State {
 
     fn grant(&mut self, id: SessionId, attempt: u32, promise: Signable) -> Vec<Effect> {
         if let Some(session) = self.sessions.get_mut(&id) {
+            session.attempt = attempt;
             session.answers = session.answers.saturating_add(1);
         }
         match &promise {

@@ -199,7 +199,7 @@ fn silence_of_the_others_ends_the_wait_for_receipts() {
 }
 
 #[test]
-fn sign_requests_belong_to_their_coordinator_and_are_bounded_between_proposals() {
+fn sign_requests_belong_to_their_coordinator_and_only_go_up_between_proposals() {
     let mut state = state();
     let subject = Subject::Batch(candidate(1, 10));
     let id = subject.session(&COORDINATOR);
@@ -211,12 +211,14 @@ fn sign_requests_belong_to_their_coordinator_and_are_bounded_between_proposals()
         attempt,
     };
     assert_eq!(state.step(0, ask(PEER, 1)).unwrap_err().rule, Rule::S12);
-    for attempt in 0..MAX_ANSWERS {
+    for attempt in 1..=MAX_ANSWERS {
         state.step(0, ask(COORDINATOR, attempt)).unwrap();
     }
     let before = state.clone();
-    let refusal = state.step(0, ask(COORDINATOR, MAX_ANSWERS)).unwrap_err();
-    assert_eq!(refusal.rule, Rule::S9);
+    for attempt in [0, 1, MAX_ANSWERS, MAX_ANSWERS + 1, u32::MAX] {
+        let refusal = state.step(0, ask(COORDINATOR, attempt)).unwrap_err();
+        assert_eq!(refusal.rule, Rule::S9);
+    }
     assert_eq!(state, before, "a refusal changes nothing");
     state
         .step(

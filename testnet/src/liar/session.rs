@@ -17,6 +17,7 @@ use bitcoin::{
     sighash::{Prevouts, SighashCache},
 };
 use protocol::{
+    blame::ROUND2_DOMAIN,
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule, SessionId, Subject, encode},
 };
@@ -158,7 +159,7 @@ impl Table<'_> {
         let judged = async {
             let mut answered = match answer? {
                 Answer::Refused(refusal) => Answered::refused(&kind, &refusal),
-                Answer::Shares { .. } => Answered::wrong("A SHARE"),
+                Answer::Shares(_) => Answered::wrong("A SHARE"),
                 _ => Answered::wrong("ANSWERED"),
             };
             answered.change = self.stage.moved(&operator.key).await?;
@@ -247,9 +248,11 @@ impl Table<'_> {
             .wire
             .sign(self.victim.key, self.session, 1, package)
             .await?;
-        let Answer::Shares { shares, next } = answer else {
+        let Answer::Shares(signed) = answer else {
             bail!("an honest sign request got no shares: {answer:?}");
         };
+        let (_, said) = signed.verify(ROUND2_DOMAIN)?;
+        let (shares, next) = (said.shares.clone(), said.next.clone());
         let after = stage.pages.read(&self.victim.key).await?;
         ensure!(
             after.promises == before.promises.saturating_add(1)

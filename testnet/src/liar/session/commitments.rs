@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
-use protocol::message::{Answer, SessionId};
+use protocol::{
+    blame::ROUND2_DOMAIN,
+    message::{Answer, SessionId},
+};
 use threshold::{
     SignerId,
     sign::{Commitments, Shares},
@@ -239,7 +242,9 @@ impl Table<'_> {
             .await?;
         let is_same = matches!(
             &answer,
-            Answer::Shares { shares: again, next: next_again } if again == shares && next_again == next
+            Answer::Shares(signed) if signed
+                .verify(ROUND2_DOMAIN)
+                .is_ok_and(|(_, again)| again.shares == *shares && again.next == *next)
         );
         let mut answered = Answered::other("S9", "the same answer".to_owned(), is_same);
         answered.change = self.stage.moved(&me.key).await?;
