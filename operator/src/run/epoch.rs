@@ -259,7 +259,7 @@ impl Node {
         else {
             tracing::error!(
                 epoch,
-                "the vault is at an epoch that this operator has no share of; repair it, or restore a newer backup"
+                "the key share is out of date: the vault is at an epoch that this operator has no share of"
             );
             self.lose_share();
             return Ok(());
