@@ -2,8 +2,10 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 mod kill;
+mod lost_share;
 mod lying_coordinator;
 mod pause_and_approve;
+mod refresh;
 mod restore;
 
 use std::time::{Duration, Instant};
@@ -41,6 +43,10 @@ pub enum Scenario {
     PauseAndApprove,
     /// The basic scenario, with a coordinator that lies to all operators between the two batches.
     LyingCoordinator,
+    /// The basic scenario, with new shares for all operators between the batches, one of which dies in the middle.
+    Refresh,
+    /// The basic scenario, with an operator lost between the batches and its share repaired by the others.
+    LostShare,
 }
 
 impl Scenario {
@@ -52,6 +58,8 @@ impl Scenario {
             Self::KillOperator => "kill-operator",
             Self::Restore => "restore",
             Self::PauseAndApprove => "pause-and-approve",
+            Self::Refresh => "refresh",
+            Self::LostShare => "lost-share",
             Self::LyingCoordinator => "lying-coordinator",
         }
     }
@@ -336,6 +344,8 @@ async fn between_batches(
     match scenario {
         Scenario::LyingCoordinator => lying_coordinator::lies(network, story).await,
         Scenario::Restore => restore::restore(network, story).await,
+        Scenario::Refresh => refresh::refresh(network, story).await,
+        Scenario::LostShare => lost_share::repair(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
         _ => Ok(()),
     }
@@ -362,6 +372,8 @@ async fn afterwards(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::see_signature(network, story).await,
+        Scenario::Refresh => refresh::see_signatures(network, story).await,
+        Scenario::LostShare => lost_share::see_signature(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
         _ => Ok(()),
     }

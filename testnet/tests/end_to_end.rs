@@ -76,3 +76,13 @@ async fn an_operator_restored_from_its_backup_waits_out_its_quarantine_and_signs
 async fn a_large_withdrawal_waits_for_approval_and_everything_else_for_a_pause_only() {
     play(Scenario::PauseAndApprove, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_gives_all_new_shares_though_one_dies_in_the_middle() {
+    play(Scenario::Refresh, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_share_is_repaired_by_the_others_and_signs_again() {
+    play(Scenario::LostShare, SMALL).await;
+}
