@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Drives the protocol's state machines through random schedules of delays, losses, restarts and lies:
+# ./simulate.sh signing --schedules 100000 --real 1000 --large 5
+# A violation prints the seed that replays it: ./simulate.sh signing --kind fake --seed 7
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+./testnet/get-libclang.sh
+# The whole workspace, so that dependencies are built with the same features as by the other scripts.
+cargo build --release --locked --workspace --bin drawbridge-simulate >&2
+exec "${CARGO_TARGET_DIR:-target}/release/drawbridge-simulate" "$@"
