@@ -111,7 +111,6 @@ impl Desk {
             },
             Ask::Refuse { session, refusal } => match self.roster.signer(&from) {
                 Some(signer) => {
-                    let refusal = refusal.bounded();
                     tracing::warn!(operator = %from, %refusal, "an operator refuses");
                     self.sessions.tell(
                         &session,

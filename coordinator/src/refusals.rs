@@ -4,6 +4,9 @@
 //! With n operators of which t sign, nothing is signed while n - t + 1 refuse, and nothing is left out before that: fewer
 //! can't keep an operation out, whatever they say. Leaving operations out helps only if those who refuse without a name
 //! are fewer than that.
+//!
+//! Nor does one refusal that names everything take everything out: as many refusals as may stand are set aside, those
+//! that name most first, and of what they name only that stays out which somebody else names too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,10 +81,17 @@ pub fn weigh(
             reason: describe(roster, &unnamed),
         };
     }
+    let heeded = heeded(
+        refusals,
+        enough.saturating_sub(1).saturating_sub(unnamed.len()),
+    );
+    named.retain(|id, by| by.len() > 1 || heeded.contains(id));
+    // One honest operator among them: as many as can stop a batch, and more than may be bad.
+    let all_wrong = enough.max(roster.threshold.into());
     let left_out = named.into_iter().map(|(id, by)| {
         let bad = by.iter().filter(|(_, refusal)| is_final(refusal.rule));
         let left_out = LeftOut {
-            is_final: bad.count() >= enough,
+            is_final: bad.count() >= all_wrong,
             reason: format!(
                 "held by {} of the operators: {}",
                 by.len(),
@@ -91,6 +101,17 @@ pub fn weigh(
         (id, left_out)
     });
     Weighed::LeaveOut(left_out.collect())
+}
+
+/// What those name who are not set aside: `aside` refusals may stand and the batch is signed all the same.
+fn heeded(refusals: &[(PeerKey, Refusal)], aside: usize) -> BTreeSet<OperationId> {
+    let mut naming: Vec<&[OperationId]> = refusals
+        .iter()
+        .map(|(_, refusal)| refusal.operations.as_slice())
+        .filter(|named| !named.is_empty())
+        .collect();
+    naming.sort_by_key(|named| std::cmp::Reverse(named.len()));
+    naming.into_iter().skip(aside).flatten().copied().collect()
 }
 
 /// Rules that speak of the operation and the ledger, which are the same for every honest operator.
@@ -176,16 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_one_refusal_names_is_left_out_once_enough_refuse() {
+    fn enough_is_left_out_for_the_rest_to_be_signed() {
         let out = left_out(weigh_all(&[
             (1, Rule::S6, &[1]),
             (2, Rule::S6, &[1, 1, 2]),
             (3, Rule::S2, &[3]),
         ]));
-        assert_eq!(
-            out.keys().copied().collect::<Vec<_>>(),
-            [id(1), id(2), id(3)]
-        );
+        // Only the second would refuse the rest, and four are enough.
+        assert_eq!(out.keys().copied().collect::<Vec<_>>(), [id(1), id(3)]);
         assert!(out[&id(1)].reason.contains("held by 2 of the operators"));
         assert!(
             out[&id(1)]
@@ -193,6 +212,31 @@ mod tests {
                 .contains("operator-1, operator-2: S6: no")
         );
         assert!(out.values().all(|out| !out.is_final));
+    }
+
+    #[test]
+    fn a_liar_that_names_everything_takes_out_only_what_others_name_too() {
+        let out = left_out(weigh_all(&[
+            (1, Rule::S6, &[1, 2, 3, 4, 5, 6, 7]),
+            (2, Rule::S6, &[4]),
+            (3, Rule::S6, &[4]),
+        ]));
+        assert_eq!(out.keys().copied().collect::<Vec<_>>(), [id(4)]);
+    }
+
+    #[test]
+    fn as_many_as_may_be_bad_refuse_nothing_for_good() {
+        // Four of five: two can stop a batch, and three may be bad.
+        let roster = Roster {
+            threshold: 4,
+            ..roster()
+        };
+        let all = (1..=9).map(id).collect();
+        let refusal = |by| (key(by), Refusal::new(Rule::S3, "no").of(id(1)));
+        let three = left_out(weigh(&roster, &[1, 2, 3].map(refusal), &all));
+        assert!(!three[&id(1)].is_final);
+        let four = left_out(weigh(&roster, &[1, 2, 3, 4].map(refusal), &all));
+        assert!(four[&id(1)].is_final);
     }
 
     #[test]

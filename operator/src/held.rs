@@ -19,8 +19,9 @@ pub const MAX_AHEAD: u64 = 2;
 /// Rows looked at for one sequence number: more than a roster can fill.
 const MAX_ROWS: usize = MAX_PER_PEER * protocol::roster::MAX_OPERATORS;
 
-/// By sequence number and transaction id.
-const HELD: Table<(u64, Txid), Held> = Table::new("held", 1);
+/// By sequence number, transaction id, and hash of the body: several peers may say different things of one transaction,
+/// and the chain tells which of them fits.
+const HELD: Table<(u64, Txid, [u8; 32]), Held> = Table::new("held", 2);
 
 /// The tables of this module.
 pub const TABLES: [ColumnName; 1] = [HELD.name()];
@@ -81,13 +82,6 @@ pub fn hold(
     if there.iter().any(|held| held.candidate == candidate) {
         return Ok(());
     }
-    if there
-        .iter()
-        .any(|held| held.candidate.txid == candidate.txid)
-    {
-        // Who came first stays; the chain will tell who was right, and the right one can be asked for.
-        return Err(refuse("another batch with this transaction id is held"));
-    }
     if there.iter().filter(|held| held.from == from).count() >= MAX_PER_PEER {
         return Err(refuse(format!(
             "{MAX_PER_PEER} batches of this peer are held for this sequence number"
@@ -96,7 +90,7 @@ pub fn hold(
     let mut changes = Changes::new();
     changes.put(
         &HELD,
-        &(sequence, candidate.txid),
+        &(sequence, candidate.txid, candidate.body.0),
         &Held {
             candidate,
             body,
@@ -107,22 +101,20 @@ pub fn hold(
     Ok(())
 }
 
-/// The batch with that number and transaction id, if somebody has sent it.
+/// What others have sent as the batch with that number and transaction id.
 ///
 /// # Errors
 /// A damaged database.
-pub fn find(
-    store: &Store,
-    sequence: SequenceNumber,
-    txid: &Txid,
-) -> Result<Option<Held>, ReadError> {
-    store.get(&HELD, &(sequence.0, *txid))
+pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Vec<Held>, ReadError> {
+    let mut held = of(store, sequence)?;
+    held.retain(|held| held.candidate.txid == *txid);
+    Ok(held)
 }
 
 /// Everything held for a sequence number.
 fn of(store: &Store, sequence: SequenceNumber) -> Result<Vec<Held>, ReadError> {
-    let from = (sequence.0, first_txid());
-    let to = (sequence.0.saturating_add(1), first_txid());
+    let from = first_key(sequence.0);
+    let to = first_key(sequence.0.saturating_add(1));
     store
         .iter(&HELD, from..to, Direction::Forward, MAX_ROWS)?
         .map(|row| row.map(|(_, held)| held))
@@ -134,7 +126,7 @@ fn of(store: &Store, sequence: SequenceNumber) -> Result<Vec<Held>, ReadError> {
 /// # Errors
 /// Fatal (S11) when it is a write that fails.
 pub fn drop_up_to(store: &Store, sequence: SequenceNumber) -> Result<(), HoldError> {
-    let to = (sequence.0.saturating_add(1), first_txid());
+    let to = first_key(sequence.0.saturating_add(1));
     let mut changes = Changes::new();
     for row in store.iter(&HELD, ..to, Direction::Forward, MAX_ROWS)? {
         let (key, _) = row?;
@@ -146,8 +138,8 @@ pub fn drop_up_to(store: &Store, sequence: SequenceNumber) -> Result<(), HoldErr
     Ok(())
 }
 
-fn first_txid() -> Txid {
-    bitcoin::hashes::Hash::all_zeros()
+fn first_key(sequence: u64) -> (u64, Txid, [u8; 32]) {
+    (sequence, bitcoin::hashes::Hash::all_zeros(), [0; 32])
 }
 
 fn refuse(reason: impl Into<String>) -> HoldError {
@@ -195,16 +187,37 @@ mod tests {
             )
             .unwrap();
         }
-        let held = find(&store, SequenceNumber(1), &candidate.txid)
-            .unwrap()
-            .unwrap();
-        assert_eq!((held.candidate, held.body), (candidate.clone(), body));
+        let found = find(&store, SequenceNumber(1), &candidate.txid).unwrap();
+        let [held] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!((&held.candidate, &held.body), (&candidate, &body));
         drop_up_to(&store, SequenceNumber(1)).unwrap();
         assert!(
             find(&store, SequenceNumber(1), &candidate.txid)
                 .unwrap()
-                .is_none()
+                .is_empty()
         );
+    }
+
+    #[test]
+    fn a_liar_that_comes_first_does_not_keep_the_right_data_out() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let (right, right_body) = batch(1, 5);
+        let (mut wrong, mut wrong_body) = (right.clone(), batch(1, 5).1);
+        let mut body = Body::decode(&wrong_body).unwrap();
+        body.operations.clear();
+        body.terms.clear();
+        wrong_body = body.encode();
+        wrong.body = Body::hash_encoded(&wrong_body);
+        for (by, candidate, body) in [(1, &wrong, &wrong_body), (2, &right, &right_body)] {
+            let (candidate, body) = (candidate.clone(), body.clone());
+            hold(&store, vault, SequenceNumber(0), peer(by), candidate, body).unwrap();
+        }
+        let found = find(&store, SequenceNumber(1), &right.txid).unwrap();
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().any(|held| held.candidate == right));
     }
 
     #[test]

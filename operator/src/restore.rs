@@ -3,7 +3,6 @@
 //!
 //! ```text
 //! FOLDER/operator.toml            the default settings, with the height to begin at
-//! FOLDER/policy.toml              the default policy
 //! FOLDER/identity
 //! FOLDER/data/key-share.sealed    under the node's passphrase
 //! ```
@@ -23,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::{
     backup::Backup,
     keys::{KeyFileError, KeyFiles},
-    policy, settings,
+    settings,
 };
 
 /// The folder of database and key files in the restored folder, as the settings' template names it.
@@ -95,10 +94,6 @@ fn lay_out(
     KeyFiles::new(data, passphrase, cost).save_share(&backup.share)?;
     let settings = settings::restored_template(backup.facts.genesis_height);
     files::write_new(&folder.join(settings::FILE_NAME), settings.as_bytes())?;
-    files::write_new(
-        &folder.join(policy::FILE_NAME),
-        policy::template().as_bytes(),
-    )?;
     Ok(())
 }
 

@@ -272,6 +272,8 @@ struct Node {
     asking_repair: BTreeSet<PeerKey>,
     asking_deltas: BTreeSet<(PeerKey, RunId)>,
     asking_missing: bool,
+    /// How often missing batch data was asked for: whom to ask first.
+    missing_turn: usize,
     ticks: u32,
     verdicts: VecDeque<Verdict>,
     status: watch::Sender<Status>,
@@ -451,6 +453,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         asking_repair: BTreeSet::new(),
         asking_deltas: BTreeSet::new(),
         asking_missing: false,
+        missing_turn: 0,
         ticks: 0,
         verdicts: VecDeque::new(),
         status,
@@ -558,11 +561,17 @@ impl Node {
         self.forget_closed();
     }
 
-    /// Work of sessions that are gone can't be signed any more.
+    /// Work of sessions that are gone can't be signed any more, and their nonces must not crowd out those of others.
     fn forget_closed(&mut self) {
         let state = &self.state;
+        let before = self.work.len();
         self.work.retain(|id, _| state.session(id).is_some());
         self.since.retain(|id, _| state.session(id).is_some());
+        if self.work.len() < before
+            && let Some(safe) = &self.safe
+        {
+            blocking(|| lock(safe).forget(|id| state.session(id).is_some()));
+        }
     }
 
     /// Reports from beside the loop. The channel is bounded; a report that finds no loop is not needed.

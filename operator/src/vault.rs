@@ -49,6 +49,11 @@ pub struct KeySafe {
 }
 
 impl KeySafe {
+    /// Drops the nonces of sessions that are not open any more.
+    pub fn forget(&mut self, is_open: impl Fn(&SessionId) -> bool) {
+        self.nonces.forget(is_open);
+    }
+
     /// A safe without nonces.
     pub fn new(share: KeyShare, now: Reading) -> Self {
         Self {

@@ -223,6 +223,7 @@ pub enum Rule {
 /// Which rule was broken, by which operations, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{rule:?}: {reason}")]
+#[serde(from = "Unbounded")]
 pub struct Refusal {
     /// The rule.
     pub rule: Rule,
@@ -231,6 +232,25 @@ pub struct Refusal {
     pub operations: Vec<OperationId>,
     /// For people; at most [`MAX_REASON_BYTES`].
     pub reason: String,
+}
+
+/// A [`Refusal`] as it travels, before it is cut to its bounds.
+#[derive(Deserialize)]
+struct Unbounded {
+    rule: Rule,
+    operations: Vec<OperationId>,
+    reason: String,
+}
+
+impl From<Unbounded> for Refusal {
+    fn from(from: Unbounded) -> Self {
+        Self {
+            rule: from.rule,
+            operations: from.operations,
+            reason: from.reason,
+        }
+        .bounded()
+    }
 }
 
 impl Refusal {
@@ -257,9 +277,12 @@ impl Refusal {
         self.bounded()
     }
 
-    /// Cut to its bounds, which a refusal from elsewhere may exceed.
-    #[must_use]
-    pub fn bounded(mut self) -> Self {
+    /// Cut to its bounds, and without control characters: it is shown at terminals. Decoding does it too, so that one
+    /// from elsewhere that exceeds them is not canonical.
+    fn bounded(mut self) -> Self {
+        if self.reason.contains(char::is_control) {
+            self.reason = self.reason.replace(char::is_control, " ");
+        }
         let mut end = self.reason.len().min(MAX_REASON_BYTES);
         while !self.reason.is_char_boundary(end) {
             end = end.saturating_sub(1);

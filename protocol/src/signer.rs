@@ -341,7 +341,13 @@ impl State {
     }
 
     fn chain(&mut self, head: Option<Treasury>, height: u32) {
+        let rewound = height < self.height;
         self.height = height;
+        if rewound {
+            // Deposits may have lost confirmations, or have gone (S2): what was verified must be verified anew.
+            self.sessions
+                .retain(|_, session| !matches!(session.subject, Subject::Batch(_)));
+        }
         if self.head == head {
             return;
         }
@@ -697,10 +703,11 @@ pub fn judge(
     if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
         return Ok(fresh);
     }
+    // The very same transaction, whoever proved its body: proofs are random, what is spent and paid is not.
+    if candidate.txid == promise.txid {
+        return Ok(promise.clone());
+    }
     if promise.body == candidate.body {
-        if candidate.txid == promise.txid {
-            return Ok(promise.clone());
-        }
         if candidate.fee > promise.fee {
             return Ok(Promise {
                 height: promise.height,

@@ -399,6 +399,31 @@ fn a_new_head_ends_sessions_for_the_old_one() {
 }
 
 #[test]
+fn a_block_that_leaves_the_chain_has_batches_verified_anew() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    accepted(&mut state, &subject);
+    state.step(0, chain(head(), 101)).unwrap();
+    assert!(state.session(&id).is_some());
+    state.step(0, chain(head(), 100)).unwrap();
+    assert!(state.session(&id).is_none());
+    accepted(&mut state, &subject);
+    assert!(state.session(&id).is_some());
+}
+
+#[test]
+fn the_same_transaction_with_another_proof_is_the_same_batch() {
+    let first = candidate(1, 10);
+    let promise = judge(None, &first, 100, 12).unwrap();
+    let proven_anew = Candidate {
+        body: BodyHash([9; 32]),
+        ..first
+    };
+    assert_eq!(judge(Some(&promise), &proven_anew, 101, 12), Ok(promise));
+}
+
+#[test]
 fn a_promise_outlives_a_reorganisation() {
     let mut state = state();
     let first = Subject::Batch(candidate(1, 10));

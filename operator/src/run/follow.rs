@@ -105,14 +105,20 @@ impl Node {
             let Some((sequence, txid)) = lock(&open.books).history.missing() else {
                 return Ok(());
             };
-            let Some(held) = held::find(&self.store, sequence, &txid)? else {
-                break;
-            };
-            if !blocking(|| lock(&open.books).adopt(&held.candidate, &held.body)).map_err(fatal)? {
+            let held = held::find(&self.store, sequence, &txid)?;
+            let mut adopted = false;
+            for held in &held {
+                let adopt = || lock(&open.books).adopt(&held.candidate, &held.body);
+                adopted = blocking(adopt).map_err(fatal)?;
+                if adopted {
+                    break;
+                }
                 tracing::warn!(
                     sequence = sequence.0,
                     "held batch data is not what was confirmed"
                 );
+            }
+            if !adopted {
                 break;
             }
             self.chain_moved();
@@ -121,9 +127,14 @@ impl Node {
             return Ok(());
         };
         self.asking_missing = true;
-        let peers = self.peers.clone();
+        // Each time another peer is asked first: one that answers with the wrong data stops nobody for long.
+        self.missing_turn = self.missing_turn.wrapping_add(1);
+        let (peers, turn) = (self.peers.clone(), self.missing_turn);
         self.spawn(async move {
-            for peer in peers.connected().into_iter().take(MAX_ASKED) {
+            let connected: Vec<_> = peers.connected().into_iter().collect();
+            let first = turn.checked_rem(connected.len()).unwrap_or(0);
+            let in_turn = connected.iter().cycle().skip(first).copied();
+            for peer in in_turn.take(connected.len().min(MAX_ASKED)) {
                 if let Ok(Answer::Batch(Some((candidate, body)))) =
                     peers.ask(peer, &Ask::Batch(sequence)).await
                     && candidate.txid == txid

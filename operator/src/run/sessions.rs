@@ -533,11 +533,9 @@ impl Node {
     pub(super) fn submit(&self, candidate: &Candidate, transaction: Transaction) {
         let txid = transaction.compute_txid();
         let kept = history::kept_candidate(&self.store, &txid).ok().flatten();
-        let held = held::find(&self.store, candidate.sequence, &txid)
-            .ok()
-            .flatten();
+        let held = held::find(&self.store, candidate.sequence, &txid).unwrap_or_default();
         let known = kept.is_some_and(|kept| kept == *candidate)
-            || held.is_some_and(|held| held.candidate == *candidate);
+            || held.iter().any(|held| held.candidate == *candidate);
         if txid != candidate.txid || !known {
             tracing::debug!(%txid, "a signed transaction that is not known here");
             return;

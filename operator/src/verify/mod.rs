@@ -192,15 +192,17 @@ pub fn batch(evidence: Arc<Evidence>, key: &VerifyingKey) -> Result<VerifiedBatc
     })
 }
 
-/// Judges what was verified by where this operator stands now. Cheap: proofs and inputs are as they were.
+/// Judges what was verified by where this operator stands now. Cheap: proofs and inputs are as they were. A block that
+/// leaves the chain ends the session instead (`protocol::signer`).
 ///
 /// # Errors
-/// A [`Refusal`] under S5, S6, S7 or S14.
+/// A [`Refusal`] under S2, S5, S6, S7 or S14.
 pub fn again(verified: &Verified, standing: &Standing) -> Result<(), Refusal> {
     may_sign(standing.alarm.as_deref(), &standing.decisions)?;
     match verified {
         Verified::Genesis(_) | Verified::Epoch(_) => Ok(()),
         Verified::Batch(batch) => {
+            s02_inputs::check_refunds(&batch.evidence, standing)?;
             s05_reserves::check_caps(&batch.evidence, standing, &batch.transaction)?;
             s07_one_batch::check(&batch.evidence, standing)?;
             s06_policy::check(&batch.evidence, standing)

@@ -15,7 +15,7 @@ use protocol::{
     transaction::{Swept, TopUp},
 };
 
-use super::{Evidence, s07_one_batch};
+use super::{Evidence, Standing, s07_one_batch};
 
 /// All inputs but the treasury, as the own node knows them.
 pub(super) struct Inputs {
@@ -86,7 +86,8 @@ fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<S
                 ),
             }));
         }
-        refund_is_far(evidence, terms, output.confirmations).map_err(|refusal| refusal.of(id))?;
+        refund_is_far(evidence, &evidence.standing, terms, output.confirmations)
+            .map_err(|refusal| refusal.of(id))?;
         swept.push(Swept {
             outpoint: *outpoint,
             value: output.value,
@@ -99,6 +100,7 @@ fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<S
 /// A refund can be mined in the next block once the deposit has `refund_delay` confirmations (BIP-68).
 fn refund_is_far(
     evidence: &Evidence,
+    standing: &Standing,
     terms: &DepositTerms,
     confirmations: u32,
 ) -> Result<(), Refusal> {
@@ -107,7 +109,7 @@ fn refund_is_far(
     let margin =
         u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
     // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
-    let needed = if s07_one_batch::is_bump(evidence) {
+    let needed = if s07_one_batch::is_bump(evidence, standing) {
         1
     } else {
         margin
@@ -116,6 +118,18 @@ fn refund_is_far(
         return Err(refuse(format!(
             "its refund opens in {left} blocks, {needed} are needed"
         )));
+    }
+    Ok(())
+}
+
+/// The refunds once more, with the blocks that have come since the verdict: a batch that was verified early must not be
+/// signed late.
+pub(super) fn check_refunds(evidence: &Evidence, standing: &Standing) -> Result<(), Refusal> {
+    let since = standing.height.saturating_sub(evidence.standing.height);
+    for ((outpoint, _), terms) in evidence.body.deposits().zip(&evidence.body.terms) {
+        let output = confirmed_output(evidence, outpoint, None)?;
+        let confirmations = output.confirmations.saturating_add(since);
+        refund_is_far(evidence, standing, terms, confirmations)?;
     }
     Ok(())
 }

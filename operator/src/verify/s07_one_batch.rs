@@ -21,8 +21,8 @@ pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refu
 }
 
 /// Whether this operator has signed this body before: the candidate can only be a fee bump of it.
-pub(super) fn is_bump(evidence: &Evidence) -> bool {
-    let promise = evidence.standing.promise.as_ref();
+pub(super) fn is_bump(evidence: &Evidence, standing: &Standing) -> bool {
+    let promise = standing.promise.as_ref();
     promise.is_some_and(|promise| promise.body == evidence.candidate.body)
 }
 
@@ -55,7 +55,7 @@ mod tests {
         let refusal = check(&evidence, &evidence.standing).unwrap_err();
         assert_eq!(refusal.rule, Rule::S7);
         assert!(refusal.operations.is_empty());
-        assert!(!is_bump(&evidence));
+        assert!(!is_bump(&evidence, &evidence.standing));
         let delay = evidence.vault.parameters().replacement_delay;
         evidence.standing.height += u32::from(delay);
         check(&evidence, &evidence.standing).unwrap();
@@ -67,7 +67,7 @@ mod tests {
         let mut promise = promised(&evidence);
         evidence.standing.promise = Some(promise.clone());
         check(&evidence, &evidence.standing).unwrap();
-        assert!(is_bump(&evidence));
+        assert!(is_bump(&evidence, &evidence.standing));
         promise.txid = evidence.head.outpoint.txid;
         evidence.standing.promise = Some(promise.clone());
         let refusal = check(&evidence, &evidence.standing).unwrap_err();

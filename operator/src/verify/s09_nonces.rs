@@ -129,6 +129,11 @@ impl NonceBook {
         }
     }
 
+    /// Drops the nonces of sessions that are not open any more.
+    pub fn forget(&mut self, is_open: impl Fn(&SessionId) -> bool) {
+        self.held.retain(|id, _| is_open(id));
+    }
+
     /// The nonces of a session, to compare with a request.
     pub fn look(&self, session: &SessionId) -> Option<&Nonces> {
         self.held.get(session).map(|held| &held.nonces)

@@ -133,6 +133,12 @@ fn an_honest_batch_is_verified_and_each_single_change_is_refused_by_its_rule() {
     let mut costly = honest.standing.clone();
     costly.recent.net_fees = 1_601;
     assert_eq!(again(&verified, &costly).unwrap_err().rule, Rule::S5);
+    // A refund that was far at the verdict comes near with the blocks.
+    let mut late = honest.standing.clone();
+    late.height += 144 - 36 - super::fixture::DEPTH;
+    again(&verified, &late).unwrap();
+    late.height += 1;
+    assert_eq!(again(&verified, &late).unwrap_err().rule, Rule::S2);
 }
 
 #[test]
