@@ -11,6 +11,7 @@ use protocol::{
     message::{Answer, Ask, Gossip, Rule, SessionId, encode},
 };
 use rand::RngCore as _;
+use threshold::sign::MAX_MESSAGES;
 
 use super::{
     lie::{Answered, Finding, Kind, Layer, Lie},
@@ -494,10 +495,10 @@ fn sign_requests(stage: &Stage) -> Vec<(Kind, Vec<u8>)> {
         (
             kind(
                 "too many commitments",
-                "513 pairs of commitments",
+                "one pair of commitments more than any session has",
                 "encoding",
             ),
-            whole(pair(good.clone()).repeat(513)),
+            whole(pair(good.clone()).repeat(MAX_MESSAGES.saturating_add(1))),
         ),
         (
             kind(
