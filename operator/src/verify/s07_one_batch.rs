@@ -51,6 +51,7 @@ mod tests {
         check(&evidence, &evidence.standing).unwrap();
         let mut promise = promised(&evidence);
         promise.body = BodyHash([9; 32]);
+        promise.txid = evidence.head.outpoint.txid;
         evidence.standing.promise = Some(promise);
         let refusal = check(&evidence, &evidence.standing).unwrap_err();
         assert_eq!(refusal.rule, Rule::S7);
