@@ -142,13 +142,17 @@ fn print_signing(rows: &[Row]) {
         frost::TURNS
     );
     println!(
-        "{:10} {:30} {:>8} {:>8} {:>7} | {:>9} {:>9} {:>9}",
-        "group", "step", "raw", "API", "ratio", "nodes", "CPU", "CPU ratio"
+        "{:10} {:30} {:>8} {:>8} {:>7} | {:>9} {:>7} | {:>9} {:>7}",
+        "group", "step", "raw", "API", "ratio", "nodes", "ratio", "CPU", "ratio"
     );
     for row in rows {
         let nodes = row.nodes.map_or_else(String::new, |mean| {
             let (wall, cpu) = (mean.wall * 1e6, mean.cpu * 1e6);
-            format!("{wall:>9.0} {cpu:>9.0} {:>9.2}", cpu / row.raw)
+            format!(
+                "{wall:>9.0} {:>7.2} | {cpu:>9.0} {:>7.2}",
+                wall / row.raw,
+                cpu / row.raw
+            )
         });
         println!(
             "{:10} {:30} {:>8.0} {:>8.0} {:>7.2} | {nodes}",
