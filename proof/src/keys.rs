@@ -174,9 +174,15 @@ impl VerifyingKey {
     /// # Errors
     /// [`KeyError`] for a file that is truncated, altered, or for another circuit.
     pub fn from_file_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
-        let (label, payload) = unframe(KIND_VERIFYING, bytes)?;
-        let key = ark_groth16::VerifyingKey::deserialize_compressed(payload)
+        let (label, encoded) = unframe(KIND_VERIFYING, bytes)?;
+        let key = ark_groth16::VerifyingKey::deserialize_compressed(encoded)
             .map_err(|_| KeyError::Malformed("the verifying key's points"))?;
+        // arkworks takes any coordinates for a point at infinity, and bytes after the last point.
+        if payload(&key, true)? != encoded {
+            return Err(KeyError::Malformed(
+                "the verifying key's points are not in their one encoding",
+            ));
+        }
         Self::new(&key, label)
     }
 

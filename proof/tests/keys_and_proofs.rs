@@ -21,6 +21,7 @@ use proof::{
 };
 use rand::{SeedableRng as _, rngs::OsRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest as _, Sha256};
 
 const VAULT: VaultId = VaultId([4; 32]);
 const SEQUENCE: SequenceNumber = SequenceNumber(1);
@@ -170,6 +171,39 @@ fn bad_witnesses(key: &ProvingKey, chunk: &ledger::ChunkWitness) {
         prove_chunk(key, &wrong),
         Err(ProveError::Unsatisfied(_))
     ));
+}
+
+#[test]
+fn a_verifying_key_has_one_encoding() {
+    let good = keys().verifying.to_file_bytes().unwrap();
+    // What follows the label: the payload's length and hash, and the payload.
+    let length_at = 17 + keys().verifying.label().len();
+    let (hash_at, payload_at) = (length_at + 8, length_at + 40);
+    let with_payload = |payload: &[u8]| {
+        let mut file = good[..length_at].to_vec();
+        file.extend((payload.len() as u64).to_le_bytes());
+        file.extend(Sha256::digest(payload));
+        file.extend(payload);
+        VerifyingKey::from_file_bytes(&file)
+    };
+    let payload = &good[payload_at..];
+    assert_eq!(good[hash_at..payload_at], Sha256::digest(payload)[..]);
+    with_payload(payload).unwrap();
+    // The last point at infinity: the flag, and coordinates that must be zero.
+    let mut infinity = payload.to_vec();
+    let last = infinity.len() - 32;
+    infinity[last..].fill(0);
+    infinity[last + 31] = 0x40;
+    with_payload(&infinity).unwrap();
+    infinity[last] = 1;
+    for other in [infinity, [payload, &[0]].concat()] {
+        assert!(matches!(
+            with_payload(&other),
+            Err(KeyError::Malformed(
+                "the verifying key's points are not in their one encoding"
+            ))
+        ));
+    }
 }
 
 #[test]
