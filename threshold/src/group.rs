@@ -177,12 +177,14 @@ impl GroupInfo {
         PublicKeyPackage::new(shares, self.verifying_key, Some(self.threshold))
     }
 
-    /// Whether GROUP (at x = 0) and the n verifying shares lie on one polynomial of degree t - 1.
+    /// Whether GROUP (at x = 0) and the n verifying shares lie on one polynomial of degree t - 1, and on none of a
+    /// lower degree: fewer signers than the threshold says could use those.
     ///
     /// The dual-code test of SCRAPE (Cascudo and David, 2017, section 2.1): for a random polynomial q
     /// of degree n - t, the sum over all n + 1 points of q(x_i) · v_i · Y_i vanishes, where
     /// v_i = Π (x_i - x_j)⁻¹; for shares off the polynomial it vanishes with probability 2⁻²⁵⁶. q comes from
-    /// a hash of the shares, so whoever makes them up cannot know it. Costs n multiplications.
+    /// a hash of the shares, so whoever makes them up cannot know it. The same sum with q = x^(n - t + 1) is the
+    /// polynomial's leading coefficient, by Newton's divided differences. Costs 2n multiplications.
     fn shares_fit_the_key(&self) -> Result<bool, GroupError> {
         let points = self.points()?;
         let digest = hash::tagged(
@@ -198,6 +200,7 @@ impl GroupInfo {
             .map(|k| challenge(&digest, k))
             .collect::<Result<Vec<Scalar>, GroupError>>()?;
         let mut sum = Secp256K1Group::identity();
+        let mut leading = Secp256K1Group::identity();
         for (i, (x, y, _)) in points.iter().enumerate() {
             let mut others = Secp256K1ScalarField::one();
             for (j, (z, ..)) in points.iter().enumerate() {
@@ -210,9 +213,14 @@ impl GroupInfo {
                 .iter()
                 .rev()
                 .fold(Secp256K1ScalarField::zero(), |sum, c| sum * *x + *c);
+            let power = q
+                .iter()
+                .fold(Secp256K1ScalarField::one(), |power, _| power * *x);
             sum += *y * (v * at_x);
+            leading += *y * (v * power);
         }
-        Ok(sum == Secp256K1Group::identity())
+        let identity = Secp256K1Group::identity();
+        Ok(sum == identity && leading != identity)
     }
 
     /// (x, Y, encoding of both) of GROUP at 0 and of every signer.
@@ -307,7 +315,7 @@ pub enum GroupError {
     /// The group key is no usable point.
     #[error("the group key is not a point other than the identity")]
     Key,
-    /// The verifying shares do not interpolate to the group key.
-    #[error("the verifying shares do not belong to the group key")]
+    /// The verifying shares do not interpolate to the group key, or fewer of them than the threshold do.
+    #[error("the verifying shares do not belong to the group key and threshold")]
     Shares,
 }

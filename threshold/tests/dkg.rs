@@ -713,6 +713,12 @@ fn a_group_whose_shares_do_not_make_its_key_is_refused() {
         value["threshold"] = 2.into();
         value
     };
+    // A higher one: three signers could still sign, whatever the group says of itself.
+    let threshold_raised = {
+        let mut value = good.clone();
+        value["threshold"] = 4.into();
+        value
+    };
     let unknown_field = {
         let mut value = good;
         value["extra"] = 1.into();
@@ -722,6 +728,7 @@ fn a_group_whose_shares_do_not_make_its_key_is_refused() {
         key_of_another,
         shares_swapped,
         threshold_lowered,
+        threshold_raised,
         unknown_field,
     ] {
         assert!(serde_json::from_value::<GroupInfo>(bad).is_err());
