@@ -26,6 +26,12 @@ const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10
 /// secp384r1 (RFC 5480).
 const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 
+/// Deepest nesting of a certificate's parts; theirs is 8.
+const MAX_DEPTH: u8 = 16;
+/// Bits of a tag (X.690 section 8.1.2): constructed of parts; a number in further bytes.
+const CONSTRUCTED: u8 = 0x20;
+const LONG_TAG: u8 = 0x1f;
+
 /// Whose signature the document must have.
 pub(super) struct Signer {
     pub key: VerifyingKey,
@@ -84,9 +90,47 @@ pub(super) fn verify(
     })
 }
 
+/// Whether every length stays within what holds it. The decoder takes memory for a string of any length up to 256 MiB
+/// before it looks whether so many bytes are there.
+fn lengths_hold(mut der: &[u8], depth: u8) -> bool {
+    while let Some((tag, rest)) = der.split_first() {
+        let Some((content, rest)) = content(rest) else {
+            return false;
+        };
+        if tag & LONG_TAG == LONG_TAG {
+            return false;
+        }
+        let is_nested = tag & CONSTRUCTED != 0;
+        if is_nested && !(depth > 0 && lengths_hold(content, depth.saturating_sub(1))) {
+            return false;
+        }
+        der = rest;
+    }
+    true
+}
+
+/// Splits behind a length and as many bytes (X.690 section 8.1.3, definite forms only).
+fn content(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = der.split_first()?;
+    let Some(bytes) = first.checked_sub(0x80) else {
+        return rest.split_at_checked(usize::from(*first));
+    };
+    if bytes == 0 {
+        return None;
+    }
+    let (length, rest) = rest.split_at_checked(usize::from(bytes))?;
+    let length = length.iter().try_fold(0_usize, |sum, byte| {
+        sum.checked_mul(256)?.checked_add(usize::from(*byte))
+    })?;
+    rest.split_at_checked(length)
+}
+
 impl<'b> Parsed<'b> {
     fn read(der: &'b [u8]) -> Result<Self, CertificateError> {
         let bad = |_| CertificateError::Encoding;
+        if !lengths_hold(der, MAX_DEPTH) {
+            return Err(CertificateError::Encoding);
+        }
         let certificate = Certificate::from_der(der).map_err(bad)?;
         let signed = signed_part(der).map_err(bad)?;
         let body = &certificate.tbs_certificate;
@@ -205,4 +249,44 @@ fn check_extensions(extensions: &[Extension]) -> Result<(), CertificateError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_goes_beyond_what_holds_it_is_found() {
+        for good in [
+            &[][..],
+            &[0x05, 0],
+            &[0x30, 4, 0x04, 2, 7, 7],
+            &[0x30, 0x81, 2, 0x05, 0],
+            &[0x30, 0],
+        ] {
+            assert!(lengths_hold(good, MAX_DEPTH), "{good:02x?}");
+        }
+        for bad in [
+            &[0x04][..],
+            // 256 MiB of octets that are not there, on their own and in a sequence.
+            &[0x04, 0x84, 0x0f, 0xff, 0xff, 0xff],
+            &[0x30, 6, 0x04, 0x84, 0x0f, 0xff, 0xff, 0xff],
+            // A part that is longer than the whole.
+            &[0x30, 2, 0x04, 1, 7],
+            // Indefinite, far too long, a long tag.
+            &[0x30, 0x80, 0, 0],
+            &[0x04, 0x89, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0x1f, 0x81, 1, 0],
+        ] {
+            assert!(!lengths_hold(bad, MAX_DEPTH), "{bad:02x?}");
+        }
+        let deep = |levels: u8| {
+            (0..levels).rev().fold(Vec::new(), |inner: Vec<u8>, _| {
+                let length = u8::try_from(inner.len()).unwrap();
+                [&[0x30, length], inner.as_slice()].concat()
+            })
+        };
+        assert!(lengths_hold(&deep(MAX_DEPTH), MAX_DEPTH));
+        assert!(!lengths_hold(&deep(MAX_DEPTH + 2), MAX_DEPTH));
+    }
 }
