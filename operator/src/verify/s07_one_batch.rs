@@ -6,11 +6,21 @@
 //! has to wait, and again by the signing machine at the sign request, because a promise may have been given in
 //! between.
 
-use protocol::{message::Refusal, signer};
+use protocol::{
+    message::{Refusal, Rule},
+    signer,
+};
 
 use super::{Evidence, Standing};
 
 pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refusal> {
+    // A promise names the body by its hash: one of another body would promise nothing.
+    if evidence.body.hash() != evidence.candidate.body {
+        return Err(Refusal::new(
+            Rule::S7,
+            "the candidate names another body by its hash",
+        ));
+    }
     signer::judge(
         standing.promise.as_ref(),
         &evidence.candidate,
@@ -29,7 +39,7 @@ pub(super) fn is_bump(evidence: &Evidence, standing: &Standing) -> bool {
 #[cfg(test)]
 mod tests {
     use bitcoin::Amount;
-    use protocol::{batch::BodyHash, message::Rule, signer::Promise};
+    use protocol::{batch::BodyHash, signer::Promise};
 
     use super::*;
     use crate::verify::fixture::{self, Users};
@@ -60,6 +70,15 @@ mod tests {
         let delay = evidence.vault.parameters().replacement_delay;
         evidence.standing.height += u32::from(delay);
         check(&evidence, &evidence.standing).unwrap();
+    }
+
+    #[test]
+    fn a_body_under_another_ones_name_is_refused() {
+        let mut evidence = fixture::without_proofs(&Users::new());
+        evidence.candidate.body = BodyHash([9; 32]);
+        let refusal = check(&evidence, &evidence.standing).unwrap_err();
+        assert_eq!(refusal.rule, Rule::S7);
+        assert!(refusal.reason.contains("another body"));
     }
 
     #[test]
