@@ -4,7 +4,10 @@
 use bitcoin::Amount;
 use ledger::{Ledger, Operation, OperationError, OperationId, SequenceNumber, VaultId};
 use node::clock::now_ms;
-use protocol::{api::RequestStatus, parameters::Parameters};
+use protocol::{
+    api::{MAX_PENDING, RequestStatus},
+    parameters::Parameters,
+};
 use storage::{Changes, Direction, PushError, ReadError, Store};
 
 use crate::{
@@ -14,8 +17,6 @@ use crate::{
     },
 };
 
-/// Most operations of one account that wait at once.
-pub const MAX_PENDING: usize = 64;
 /// How long a request waits that was left out of a batch once, and at most, in ms.
 const FIRST_BACK_OFF_MS: u64 = 10_000;
 const MAX_BACK_OFF_MS: u64 = 600_000;

@@ -7,6 +7,8 @@ use utoipa::{IntoParams, ToSchema};
 
 /// Most entries in one answer with a list.
 pub const MAX_PAGE: usize = 100;
+/// Most operations of one account that wait at once.
+pub const MAX_PENDING: usize = 64;
 /// Largest request body in bytes.
 pub const MAX_REQUEST_BYTES: usize = 16 * 1024;
 

@@ -2,7 +2,7 @@
 
 use bitcoin::Amount;
 use ledger::{Account, AccountIndex, AccountKey, Digest, MerklePath, State};
-use protocol::api::{AccountDocument, VaultDocument};
+use protocol::api::{AccountDocument, MAX_PENDING, VaultDocument};
 
 use crate::{Client, ClientError};
 
@@ -69,7 +69,11 @@ pub async fn read(
     Err(AccountError::Unsteady)
 }
 
-fn prove(
+/// Checks a coordinator's documents of an account and of the vault, read at the same batch.
+///
+/// # Errors
+/// [`AccountError`]; see its variants.
+pub fn prove(
     key: &AccountKey,
     address: &str,
     document: AccountDocument,
@@ -77,6 +81,10 @@ fn prove(
 ) -> Result<ProvenAccount, AccountError> {
     if document.account != address {
         return Err(AccountError::OtherAccount);
+    }
+    // Each of them costs a look at the path below.
+    if document.pending.len() > MAX_PENDING {
+        return Err(AccountError::Malformed("list of pending operations"));
     }
     let index = AccountIndex(document.index);
     let balance = Amount::from_sat(document.balance_sat);
@@ -184,6 +192,16 @@ mod tests {
         assert!(matches!(error, AccountError::OtherAccount), "{error}");
         let error = refused(&|document, _| document.path.truncate(3));
         assert!(matches!(error, AccountError::Malformed("path")), "{error}");
+    }
+
+    #[test]
+    fn a_list_of_pending_operations_beyond_the_bound_is_not_worked_through() {
+        let (key, address, mut document, vault) = answers();
+        document.pending = vec![String::new(); MAX_PENDING];
+        prove(&key, &address, document.clone(), &vault).unwrap();
+        document.pending.push(String::new());
+        let error = prove(&key, &address, document, &vault).unwrap_err();
+        assert!(matches!(error, AccountError::Malformed(_)), "{error}");
     }
 
     #[test]
