@@ -22,7 +22,7 @@ pub use replies::{
     BlockRef, ChainInfo, FeeEstimate, MempoolEntry, MempoolInfo, MempoolVerdict, UnspentOutput,
 };
 pub use settings::{RpcSettings, SettingsError};
-pub use transport::BitcoinRpc;
+pub use transport::{BitcoinRpc, read_reply};
 
 /// Codes of bitcoind's `rpc/protocol.h` that change what the bridge does.
 pub mod code {

@@ -19,6 +19,7 @@ mod behaviour;
 mod codec;
 mod counts;
 mod event_loop;
+pub mod fuzzing;
 mod limits;
 mod names;
 mod network;

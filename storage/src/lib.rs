@@ -33,7 +33,7 @@ pub use queue::{
     DeadLetter, Lease, Lengths, Place, PushError, Queue, QueueDef, QueueLimits, RetryPolicy,
 };
 pub use store::{Direction, OpenError, ReadError, Scan, Schema, Store};
-pub use table::{ColumnName, Table};
+pub use table::{ColumnName, DecodeError, EncodeError, Table};
 
 /// Largest encoded value of a row or a queued item, in bytes.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024 * 1024;

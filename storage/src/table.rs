@@ -47,6 +47,28 @@ impl<K, V> Table<K, V> {
         }
     }
 
+    /// A row's value as it is stored.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode(&self, value: &V) -> Result<Vec<u8>, EncodeError>
+    where
+        V: Serialize,
+    {
+        encode_value(self.version, value)
+    }
+
+    /// The value of a stored row.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for a row of another format version, or a damaged one.
+    pub fn decode(&self, bytes: &[u8]) -> Result<V, DecodeError>
+    where
+        V: DeserializeOwned,
+    {
+        decode_value(self.version, bytes)
+    }
+
     pub(crate) fn version(&self) -> u8 {
         self.version
     }

@@ -11,7 +11,7 @@ const LINES: [&[&str]; 7] = [
     &["p2p", "storage"],
     &["node"],
     &["coordinator", "operator", "wallet"],
-    &["testnet"],
+    &["testnet", "fuzz"],
 ];
 
 fn manifest(path: &Path) -> toml::Table {

@@ -145,7 +145,7 @@ impl BitcoinRpc {
                 // Refusals come with status 404 or 500 and a body that says more.
                 _ => {
                     let body = self.read_bounded(method, response).await?;
-                    return read_reply(method, status, &body);
+                    return read_reply(method, status.as_u16(), &body);
                 }
             }
         }
@@ -222,14 +222,17 @@ async fn read_cookie(path: &Path) -> Result<(String, String), RpcError> {
     }
 }
 
-fn read_reply<T: DeserializeOwned>(
+/// Reads the body of an answer to `method` that came with an HTTP status.
+///
+/// # Errors
+/// bitcoind's refusal, or [`RpcError::BadReply`].
+pub fn read_reply<T: DeserializeOwned>(
     method: &str,
-    status: StatusCode,
+    status: u16,
     body: &[u8],
 ) -> Result<T, RpcError> {
-    let reply: Reply = serde_json::from_slice(body).map_err(|error| {
-        RpcError::bad_reply(method, format!("{error} (HTTP {})", status.as_u16()))
-    })?;
+    let reply: Reply = serde_json::from_slice(body)
+        .map_err(|error| RpcError::bad_reply(method, format!("{error} (HTTP {status})")))?;
     if let Some(error) = reply.error {
         let message: String = error.message.chars().take(MAX_MESSAGE_CHARS).collect();
         return Err(match error.code {
@@ -252,8 +255,7 @@ mod tests {
     fn a_refusal_keeps_its_code_and_words() {
         let body =
             br#"{"result":null,"error":{"code":-8,"message":"Block height out of range"},"id":1}"#;
-        let error = read_reply::<String>("getblockhash", StatusCode::INTERNAL_SERVER_ERROR, body)
-            .unwrap_err();
+        let error = read_reply::<String>("getblockhash", 500, body).unwrap_err();
         assert_eq!(error.code(), Some(code::INVALID_PARAMETER));
         assert!(!error.is_transient());
         assert_eq!(
@@ -266,15 +268,14 @@ mod tests {
     fn warming_up_is_transient() {
         let body =
             br#"{"result":null,"error":{"code":-28,"message":"Loading block index"},"id":1}"#;
-        let error = read_reply::<String>("getblockhash", StatusCode::INTERNAL_SERVER_ERROR, body)
-            .unwrap_err();
+        let error = read_reply::<String>("getblockhash", 500, body).unwrap_err();
         assert!(error.is_transient(), "{error}");
     }
 
     #[test]
     fn a_reply_that_is_not_json_rpc_is_refused() {
         for body in [&b"<html>"[..], b"[]", b"{\"result\":7}"] {
-            let error = read_reply::<String>("m", StatusCode::OK, body).unwrap_err();
+            let error = read_reply::<String>("m", 200, body).unwrap_err();
             assert!(matches!(error, RpcError::BadReply { .. }), "{error}");
         }
     }

@@ -42,6 +42,7 @@ mod serve;
 mod status;
 mod vault;
 
+pub use operations::parse as parse_operation;
 pub use serve::serve;
 
 /// What the handlers share.

@@ -58,7 +58,10 @@ fn accept(
 }
 
 /// Text to types. What the ledger says about them comes later.
-fn parse(network: Network, request: OperationRequest) -> Result<Operation, Failure> {
+///
+/// # Errors
+/// A [`Failure`] that names the field.
+pub fn parse(network: Network, request: OperationRequest) -> Result<Operation, Failure> {
     Ok(match request {
         OperationRequest::Transfer {
             sender,
