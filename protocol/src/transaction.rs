@@ -64,7 +64,7 @@ impl Commitment {
             .into_script()
     }
 
-    /// Reads [`Self::script`] back; `None` for any other script.
+    /// Reads [`Self::script`] back; `None` for any other script, also for one that pushes the same bytes otherwise.
     pub fn parse(script: &Script) -> Option<Self> {
         let mut instructions = script.instructions();
         let Some(Ok(Instruction::Op(OP_RETURN))) = instructions.next() else {
@@ -77,8 +77,7 @@ impl Commitment {
             return None;
         }
         let bytes: &[u8; COMMITMENT_BYTES] = push.as_bytes().try_into().ok()?;
-        let (magic, rest) = bytes.split_first_chunk::<4>()?;
-        let (version, rest) = rest.split_first()?;
+        let (_magic_and_version, rest) = bytes.split_first_chunk::<5>()?;
         let (sequence, rest) = rest.split_first_chunk::<8>()?;
         let (supply, digest) = rest.split_first_chunk::<8>()?;
         let commitment = Self {
@@ -86,7 +85,7 @@ impl Commitment {
             supply: Amount::from_sat(u64::from_be_bytes(*supply)),
             digest: digest.try_into().ok()?,
         };
-        (*magic == MAGIC && *version == COMMITMENT_VERSION).then_some(commitment)
+        (commitment.script().as_script() == script).then_some(commitment)
     }
 }
 
