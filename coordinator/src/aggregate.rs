@@ -68,6 +68,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         roster: pipeline.roster.clone(),
         standing: pipeline.standing.clone(),
         me: pipeline.me,
+        store: pipeline.store.clone(),
     };
     let (parent, epoch) = (candidate.parent, pipeline.vault.group().epoch());
     let (view, epochs) = (pipeline.view(), pipeline.epochs.clone());
@@ -212,6 +213,7 @@ fn take_report(mut record: BatchRecord, report: &Report) -> BatchRecord {
     record.stage_ms.round1 = times.round1;
     record.stage_ms.round2 = times.round2;
     record.stage_ms.aggregate = times.aggregate;
+    record.signing_ms = times.signing;
     if let Outcome::Signed {
         signers, attempts, ..
     } = &report.outcome

@@ -340,6 +340,7 @@ fn record(
         blamed: Vec::new(),
         refusals: Vec::new(),
         attempts: 0,
+        signing_ms: None,
         broadcast_ms: None,
         height: None,
         stage_ms: StageTimes {

@@ -220,6 +220,7 @@ async fn certify(pipeline: &Pipeline, group: GroupInfo) -> Option<EpochCertifica
         roster: pipeline.roster.clone(),
         standing: Standing::default(),
         me: pipeline.me,
+        store: pipeline.store.clone(),
     };
     let (stop, epochs, begin) = (
         pipeline.stop.clone(),

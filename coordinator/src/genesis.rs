@@ -238,6 +238,7 @@ impl Founding<'_> {
                 roster: self.roster.clone(),
                 standing: Standing::default(),
                 me: self.me,
+                store: self.store.clone(),
             };
             let wait = |waiting: &Waiting| {
                 let waits_for = gossip::describe(waiting, &self.roster);

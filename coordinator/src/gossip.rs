@@ -19,11 +19,14 @@ use protocol::{
     roster::Roster,
     signing::{Effect, Frost, Input, Session, Waiting},
 };
+use storage::Store;
 use threshold::{
     GroupInfo, SignerId,
     sign::{Commitments, Message},
 };
 use tokio::sync::mpsc;
+
+use crate::blame;
 
 /// Inputs that wait for the session to take them.
 const MAX_INPUTS: usize = 1_024;
@@ -112,6 +115,8 @@ pub struct Times {
     pub round2: Option<u64>,
     /// Last share to the aggregated, verified signatures.
     pub aggregate: Option<u64>,
+    /// First proposal to the aggregated, verified signatures.
+    pub signing: Option<u64>,
 }
 
 /// How a session ended.
@@ -137,8 +142,6 @@ pub struct Report {
     pub outcome: Outcome,
     /// Who was blamed for a bad share.
     pub blamed: Vec<PeerKey>,
-    /// What shows it.
-    pub evidence: Vec<Evidence>,
     /// Who was blamed, and whose share came too late, for [`Standing::learn`].
     pub conduct: [BTreeSet<SignerId>; 2],
     /// Who refused and why.
@@ -163,6 +166,8 @@ pub struct Task {
     pub standing: Standing,
     /// This coordinator.
     pub me: PeerKey,
+    /// Where evidence is kept.
+    pub store: Store,
 }
 
 impl Task {
@@ -271,7 +276,11 @@ pub async fn run(
                         commitments,
                         statement: answer.signed().clone(),
                     };
-                    blames.add(signer, evidence);
+                    // On disk before anybody is asked without the blamed signer: a coordinator that dies in
+                    // between has not forgotten why.
+                    if blames.0.insert(signer) {
+                        blame::keep(&task.store, &task.roster, &task.subject, evidence).await;
+                    }
                 }
                 Effect::Hold => {
                     let sessions = sessions.clone();
@@ -313,12 +322,11 @@ pub async fn run(
     Some(Report {
         outcome,
         blamed: blames
-            .who
+            .0
             .iter()
             .filter_map(|signer| peer(&task.roster, *signer))
             .collect(),
-        evidence: blames.evidence,
-        conduct: [blames.who, session.silent()],
+        conduct: [blames.0, session.silent()],
         refusals: refusals(&session, &task.roster),
         times: times.times,
     })
@@ -326,19 +334,9 @@ pub async fn run(
 
 /// Who was blamed, in this session and those that it began anew after.
 #[derive(Default)]
-struct Blames {
-    who: BTreeSet<SignerId>,
-    evidence: Vec<Evidence>,
-}
+struct Blames(BTreeSet<SignerId>);
 
 impl Blames {
-    fn add(&mut self, signer: SignerId, evidence: Evidence) {
-        // One piece each: a session that goes on for days keeps no more.
-        if self.who.insert(signer) {
-            self.evidence.push(evidence);
-        }
-    }
-
     fn too_many(&self, session: &Session) -> bool {
         let left = session
             .signers()
@@ -349,7 +347,7 @@ impl Blames {
 
     fn standing(&self, before: &Standing) -> Standing {
         let mut standing = before.clone();
-        standing.learn(&self.who, &BTreeSet::new());
+        standing.learn(&self.0, &BTreeSet::new());
         standing
     }
 }
@@ -445,6 +443,7 @@ fn request(
 /// Measures the parts of a session.
 struct Clock {
     times: Times,
+    begin: Instant,
     mark: Instant,
     accepted: bool,
 }
@@ -453,6 +452,7 @@ impl Default for Clock {
     fn default() -> Self {
         Self {
             times: Times::default(),
+            begin: Instant::now(),
             mark: Instant::now(),
             accepted: false,
         }
@@ -490,5 +490,6 @@ impl Clock {
         let aggregate = crate::batch::elapsed_ms(aggregating);
         self.times.round2 = Some(self.lap().saturating_sub(aggregate));
         self.times.aggregate = Some(aggregate);
+        self.times.signing = Some(crate::batch::elapsed_ms(self.begin));
     }
 }

@@ -15,6 +15,7 @@ pub mod aggregate;
 pub mod answer;
 pub mod api;
 pub mod batch;
+pub mod blame;
 pub mod broadcast;
 pub mod confirm;
 pub mod detect;

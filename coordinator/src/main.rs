@@ -29,6 +29,15 @@ enum Command {
         #[arg(long, default_value = "coordinator.toml")]
         settings: PathBuf,
     },
+    /// Checks evidence that an operator has sent a bad share, with no trust in whoever shows it. Exit code 0 only
+    /// if all of it holds.
+    CheckEvidence {
+        /// An answer of GET /v1/blame/{id}, or a list of such, in JSON.
+        file: PathBuf,
+        /// The roster, to know the operators by.
+        #[arg(long, default_value = "roster.toml")]
+        roster: PathBuf,
+    },
     /// Runs the coordinator until SIGINT or SIGTERM.
     Run {
         /// The settings file.
@@ -63,6 +72,13 @@ async fn main() -> anyhow::Result<()> {
             files::load_roster(&settings.roster)?;
             files::load_identity(&settings.data_dir.join("identity"))?;
             say("the settings are good");
+            Ok(())
+        }
+        Command::CheckEvidence { file, roster } => {
+            let roster = files::load_roster(&roster)?;
+            for line in coordinator::blame::check_file(&file, &roster)? {
+                say(&line);
+            }
             Ok(())
         }
         Command::Run { settings } => {

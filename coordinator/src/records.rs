@@ -6,9 +6,10 @@ use ledger::{Operation, OperationId, SequenceNumber};
 use protocol::{
     api::{BatchStatus, RequestStatus, StageTimes, Step},
     batch::{BodyHash, Candidate},
+    blame::{Evidence, EvidenceId, FaultKind},
     deposit::{DepositTerms, TermsHash},
     identity::PeerKey,
-    message::Refusal,
+    message::{Refusal, SessionId},
     transaction::TopUp,
 };
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,11 @@ pub const PENDING: Table<(u32, u64), [u8; 32]> = Table::new("pending", 1);
 /// Requests that were left out of a batch, by the time in Unix ms from which they are tried again.
 pub const LEFT_OUT: Table<(u64, [u8; 32]), Request> = Table::new("left_out", 1);
 /// Batches, by sequence number; a batch that is formed anew replaces an abandoned one.
-pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 1);
+pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 2);
+/// Bad shares: (operator, how-manieth that was kept).
+pub const BLAMES: Table<([u8; 32], u64), BlameRecord> = Table::new("blames", 1);
+/// What shows a bad share, by [`EvidenceId`].
+pub const EVIDENCE: Table<[u8; 32], Evidence> = Table::new("evidence", 1);
 /// Height at which this coordinator began to look for the genesis output.
 pub const GENESIS_SEARCH: Table<(), u32> = Table::new("genesis_search", 1);
 
@@ -88,6 +93,8 @@ pub fn columns() -> Vec<ColumnName> {
         PENDING.name(),
         LEFT_OUT.name(),
         BATCHES.name(),
+        BLAMES.name(),
+        EVIDENCE.name(),
         GENESIS_SEARCH.name(),
         GROUP.name(),
         REQUESTS.name(),
@@ -237,6 +244,8 @@ pub struct BatchRecord {
     pub refusals: Vec<(PeerKey, Refusal)>,
     /// Attempts at signing.
     pub attempts: u32,
+    /// From the first proposal to the verified signatures, in ms.
+    pub signing_ms: Option<u64>,
     /// When it was last given to the network.
     pub broadcast_ms: Option<u64>,
     /// Height of its block.
@@ -255,4 +264,21 @@ impl BatchRecord {
     pub fn key(&self) -> BatchKey {
         (self.sequence.0, self.tries)
     }
+}
+
+/// A bad share that an operator has sent. What shows it is in [`EVIDENCE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlameRecord {
+    /// Names the evidence.
+    pub evidence: EvidenceId,
+    /// When it was kept.
+    pub at_ms: u64,
+    /// The batch that was signed; `None` for a certificate.
+    pub sequence: Option<SequenceNumber>,
+    /// The session.
+    pub session: SessionId,
+    /// The attempt.
+    pub attempt: u32,
+    /// What is wrong.
+    pub kind: FaultKind,
 }

@@ -2,6 +2,8 @@
 //! Amounts are integers in sats, times are Unix milliseconds, hashes and keys are lower-case hex
 //! (transaction ids in Bitcoin's reversed display order).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -283,6 +285,9 @@ pub struct BatchDocument {
     pub refusals: Vec<RefusalDocument>,
     /// Attempts at signing.
     pub attempts: u32,
+    /// Time to signature: from the first proposal to the verified signatures, in ms; `null` until it is signed.
+    #[serde(default)]
+    pub signing_ms: Option<u64>,
     /// Miner fee.
     pub fee_sat: u64,
     /// Treasury after it.
@@ -400,6 +405,9 @@ pub struct StatusDocument {
     pub left_out: u64,
     /// Batch in progress.
     pub batch: Option<BatchDocument>,
+    /// Operators against which there is evidence of a bad share: `GET /v1/blame`.
+    #[serde(default)]
+    pub blamed: Vec<String>,
     /// Why signing stopped, if it did (S14).
     pub alarm: Option<String>,
 }
@@ -432,4 +440,62 @@ pub struct BatchList {
     pub items: Vec<BatchDocument>,
     /// Where to continue; `null` at the end.
     pub next: Option<String>,
+}
+
+/// A bad share that an operator has sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlameDocument {
+    /// Names the evidence.
+    pub id: String,
+    /// The operator's name.
+    pub operator: String,
+    /// The operator's identity key.
+    pub operator_key: String,
+    /// When it was kept.
+    pub at_ms: u64,
+    /// The batch that was signed; `null` for a certificate.
+    pub sequence: Option<u64>,
+    /// The session.
+    pub session: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// What is wrong, in words.
+    pub fault: String,
+    /// The input whose share does not verify; `null` when their number is wrong.
+    pub input: Option<usize>,
+    /// What shows it; only in the answer about one blame.
+    #[serde(default)]
+    pub evidence: Option<EvidenceDocument>,
+}
+
+/// All that is needed to show that a share is bad: `drawbridge-coordinator check-evidence` checks it against a
+/// roster, with no trust in whoever shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceDocument {
+    /// The whole of it, in hex: the group with its verifying shares, what was signed, all commitments, and the
+    /// operator's signed statement. The other fields show the part about the share at fault.
+    pub encoded: String,
+    /// GROUP, x-only.
+    pub group_key: String,
+    /// Epoch of the shares.
+    pub epoch: u32,
+    /// Hash of group, messages and commitments, as the operator has signed it.
+    pub package: String,
+    /// Inputs of the session.
+    pub inputs: usize,
+    /// What the share was to sign, a BIP-341 sighash; `null` when no single share is at fault.
+    pub message: Option<String>,
+    /// The commitments to that input's nonces (hiding, then binding), by signer.
+    pub commitments: BTreeMap<String, String>,
+    /// The signer that the operator is.
+    pub signer: String,
+    /// The share.
+    pub share: Option<String>,
+}
+
+/// The bad shares that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlameList {
+    /// Newest first, without their evidence. At most four an operator.
+    pub items: Vec<BlameDocument>,
 }

@@ -3,7 +3,7 @@
 //! shares. It states nothing else, so a statement whose shares do not verify condemns its author, whatever
 //! coordinator shows it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use threshold::{
@@ -126,12 +126,21 @@ pub struct Fault {
 }
 
 /// What is wrong with a statement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FaultKind {
     /// The share of this input does not verify.
     Share(usize),
     /// Not a share and a pair of commitments an input.
     Count,
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Share(input) => write!(f, "the share of input {input} does not verify"),
+            Self::Count => f.write_str("not one share and one pair of commitments an input"),
+        }
+    }
 }
 
 /// Why evidence shows nothing.
@@ -143,6 +152,9 @@ pub enum EvidenceError {
     /// The author is no operator.
     #[error("{0} is not an operator of this vault")]
     Stranger(PeerKey),
+    /// The bytes are no evidence.
+    #[error("the bytes are no evidence")]
+    Encoding,
     /// The statement is about something else than what is shown beside it.
     #[error("the statement is about another package")]
     OtherPackage,
@@ -155,10 +167,26 @@ pub enum EvidenceError {
 }
 
 impl Evidence {
+    /// The bytes that are handed on.
+    pub fn encode(&self) -> Vec<u8> {
+        // Postcard does not fail on this type; no bytes would be no evidence.
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// Reads [`Self::encode`] back.
+    ///
+    /// # Errors
+    /// [`EvidenceError::Encoding`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((evidence, [])) => Ok(evidence),
+            _ => Err(EvidenceError::Encoding),
+        }
+    }
+
     /// Names it.
     pub fn id(&self) -> EvidenceId {
-        let bytes = postcard::to_stdvec(self).unwrap_or_default();
-        EvidenceId(hash::tagged("drawbridge/evidence", &[&bytes]))
+        EvidenceId(hash::tagged("drawbridge/evidence", &[&self.encode()]))
     }
 
     /// What it shows, by FROST's own check of each share. It needs no trust in whoever has collected it, only

@@ -154,6 +154,7 @@ pub(super) fn document(
             .map(|(by, why)| refusal(reader, by, why))
             .collect(),
         attempts: record.attempts,
+        signing_ms: record.signing_ms,
         fee_sat: record.fee.to_sat(),
         treasury_sat: record.treasury.to_sat(),
         supply_sat: record.supply.to_sat(),

@@ -14,11 +14,13 @@ use node::history::History;
 use storage::{Key, Queue};
 
 use super::{
+    name_of,
     problem::{Code, Failure},
     status::unready,
     with_history,
 };
 use crate::{
+    blame,
     live::Reader,
     records::{BROADCAST, CONFIRM, PROVE, REQUESTS, SIGN},
 };
@@ -54,6 +56,11 @@ pub fn install() {
         describe_gauge!("drawbridge_height", "Height of the chain as taken in");
         describe_gauge!("drawbridge_connected", "Roster members connected");
         describe_gauge!("drawbridge_ready", "1 when requests are taken");
+        describe_counter!(
+            blame::BLAMES_TOTAL,
+            "Bad shares by operator, since the start"
+        );
+        describe_gauge!(blame::KEPT, "Pieces of evidence kept, by operator");
         describe_gauge!("drawbridge_alarm", "1 when signing has stopped (S14)");
         handle
     });
@@ -112,6 +119,9 @@ pub fn render(reader: &Reader) -> Result<String, Failure> {
         set("drawbridge_surplus_sat", treasury.saturating_sub(supply));
         set("drawbridge_sequence", head.commitment.sequence.0);
         set("drawbridge_accounts", count(accounts));
+    }
+    for (operator, pieces) in blame::counts(store, &reader.roster)? {
+        gauge!(blame::KEPT, "operator" => name_of(reader, &operator)).set(as_float(count(pieces)));
     }
     let live = reader.live.borrow().clone();
     set("drawbridge_height", live.height.into());

@@ -31,6 +31,7 @@ use problem::{Code, Failure};
 
 mod accounts;
 mod batches;
+mod blame;
 mod deposits;
 mod extract;
 mod limit;
@@ -157,6 +158,7 @@ fn routes() -> Vec<Route> {
         accounts::routes(),
         operations::routes(),
         batches::routes(),
+        blame::routes(),
         vault::routes(),
         status::routes(),
         openapi::routes(),

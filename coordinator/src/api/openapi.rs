@@ -15,7 +15,7 @@ use utoipa::{
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
-    Route, Shared, accounts, batches, deposits, operations,
+    Route, Shared, accounts, batches, blame, deposits, operations,
     problem::{self, Code, MEDIA_TYPE},
     routes as all_routes, status, vault,
 };
@@ -40,6 +40,7 @@ fn document() -> OpenApi {
         accounts::Doc::openapi(),
         operations::Doc::openapi(),
         batches::Doc::openapi(),
+        blame::Doc::openapi(),
         vault::Doc::openapi(),
         status::Doc::openapi(),
     ] {

@@ -69,6 +69,7 @@ codes! {
     UnknownDeposit = 404 "unknown_deposit" "No such deposit was seen",
     UnknownOperation = 404 "unknown_operation" "No such operation was accepted here",
     UnknownBatch = 404 "unknown_batch" "There is no such batch",
+    UnknownBlame = 404 "unknown_blame" "No such evidence is kept here",
     UnknownProblem = 404 "unknown_problem" "There is no such problem code",
 
     // Values

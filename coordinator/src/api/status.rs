@@ -11,6 +11,7 @@ use super::{
     with_history,
 };
 use crate::{
+    blame,
     live::Reader,
     records::{BATCHES, LEFT_OUT, REQUESTS},
 };
@@ -80,6 +81,10 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
         queued: u64::try_from(lengths.ready.saturating_add(lengths.waiting)).unwrap_or(u64::MAX),
         left_out: u64::try_from(left_out.count()).unwrap_or(u64::MAX),
         batch,
+        blamed: blame::counts(&reader.store, &reader.roster)?
+            .iter()
+            .map(|(key, _)| name_of(reader, key))
+            .collect(),
         alarm: live.alarm,
     })
 }

@@ -2,6 +2,7 @@
 //! make them, and a history with one confirmed batch. Requests go through the whole router.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod blame;
 mod deposits;
 mod edge;
 mod operations;

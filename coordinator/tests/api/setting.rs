@@ -154,7 +154,7 @@ pub fn member(number: u8) -> Member {
 }
 
 /// Key generation of 2 of 2, and the signature that certifies what `digest` makes of the group.
-fn group(roster: &Roster) -> Vec<Machine> {
+pub fn group(roster: &Roster) -> Vec<Machine> {
     let signers: BTreeSet<SignerId> = roster.signers();
     let mut machines: Vec<Machine> = signers
         .iter()
@@ -440,6 +440,7 @@ impl Setting {
                 Refusal::new(Rule::S5, "the fee is above my cap"),
             )],
             attempts: 1,
+            signing_ms: Some(321),
             broadcast_ms: Some(2_000),
             height: Some(105),
             stage_ms: StageTimes {

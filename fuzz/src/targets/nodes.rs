@@ -196,6 +196,7 @@ fn batch_record(next: &Treasury, top_up: TopUp) -> BatchRecord {
         blamed: Vec::new(),
         refusals: Vec::new(),
         attempts: 1,
+        signing_ms: Some(1_000),
         broadcast_ms: None,
         height: None,
         stage_ms: StageTimes::default(),

@@ -61,8 +61,8 @@ impl Commitments {
         &self.bytes
     }
 
-    /// The encoded pair for one message.
-    pub(super) fn pair_bytes(&self, message: usize) -> Option<&[u8]> {
+    /// The encoded pair for one message: two compressed points, hiding then binding.
+    pub fn pair_bytes(&self, message: usize) -> Option<&[u8]> {
         self.bytes.chunks_exact(PAIR_LEN).nth(message)
     }
 }
@@ -131,6 +131,11 @@ impl Shares {
     /// Never the case for decoded shares.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The encoded share for one message: a scalar, 32 bytes, big-endian.
+    pub fn share_bytes(&self, message: usize) -> Option<Vec<u8>> {
+        self.0.get(message).map(SignatureShare::serialize)
     }
 }
 
