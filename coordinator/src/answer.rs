@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chain::rpc::BitcoinRpc;
 use ledger::SequenceNumber;
 use node::{certificate, history};
-use p2p::Event;
+use p2p::{Event, Events};
 use protocol::{
     identity::PeerKey,
     message::{Answer, Ask, Gossip, Refusal, Rule, decode, encode},
@@ -13,7 +13,6 @@ use protocol::{
     signing::Input,
 };
 use storage::{ReadError, Store};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{epoch::Epochs, gossip::Sessions, records};
@@ -33,7 +32,7 @@ pub struct Desk {
 }
 
 /// Answers until `stop` is set.
-pub async fn run(mut events: mpsc::Receiver<Event>, desk: Desk, stop: CancellationToken) {
+pub async fn run(mut events: Events, desk: Desk, stop: CancellationToken) {
     loop {
         let event = tokio::select! {
             event = events.recv() => event,

@@ -73,6 +73,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
             listen: settings.listen.clone(),
             peers: peers(&roster, &me),
             network: agreed.clone(),
+            heartbeat: p2p::HEARTBEAT_INTERVAL,
         },
     )
     .await?;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use p2p::{Event, PeerAddress, StartError};
+use p2p::{Event, Events, PeerAddress, StartError};
 use protocol::{
     hash,
     identity::{Identity, PeerKey},
@@ -11,7 +11,6 @@ use protocol::{
     parameters::Parameters,
     roster::Roster,
 };
-use tokio::sync::mpsc;
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +72,7 @@ pub async fn start(
             })
             .collect(),
         network: network_name(&roster, parameters),
+        heartbeat: p2p::HEARTBEAT_INTERVAL,
     };
     let (network, events) = p2p::start(identity, &settings).await?;
     Ok((Peers { network, roster }, Inbox(events)))
@@ -84,7 +84,7 @@ pub fn count_refusal(rule: Rule) {
 }
 
 /// The events that come in.
-pub struct Inbox(mpsc::Receiver<Event>);
+pub struct Inbox(Events);
 
 impl Inbox {
     /// The next one that makes sense; `None` once the network is shut down.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libp2p::{
-    Swarm, SwarmBuilder,
+    Swarm,
     allow_block_list::{self, AllowedPeers},
     connection_limits::{self, ConnectionLimits},
     gossipsub::{
@@ -12,27 +12,29 @@ use libp2p::{
     },
     identify,
     identity::Keypair,
-    noise, ping, request_response,
+    ping, request_response,
     request_response::ProtocolSupport,
-    swarm::NetworkBehaviour,
-    tcp, yamux,
+    swarm::{self, NetworkBehaviour},
 };
 use protocol::identity::Identity;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     ASK_TIMEOUT, DUPLICATE_WINDOW, MAX_ASKS_IN_FLIGHT_PER_PEER, MAX_GOSSIP_BYTES,
-    MAX_OPEN_ASKS_PER_PEER,
+    MAX_OPEN_ASKS_PER_PEER, MISSED_HEARTBEATS,
     codec::AskCodec,
     names::Names,
     settings::{Roster, StartError},
+    transport::transport,
 };
 
 /// A gossip frame beyond its message: author, signature, sequence number, topic, control messages.
 const GOSSIP_OVERHEAD_BYTES: usize = 4 * 1024;
-/// Gossip messages in one frame, and frames that wait for one slow neighbour.
+/// Gossip messages in one frame.
 const MAX_MESSAGES_PER_FRAME: usize = 256;
-const MAX_FRAMES_WAITING: usize = 512;
+/// Frames that wait for one slow neighbour, and how long they may: the oldest go first.
+const MAX_FRAMES_WAITING: usize = 256;
+const MAX_FRAME_WAIT: Duration = Duration::from_secs(5);
 /// Neighbours that each passes gossip on to. Own messages go to everyone directly; this is for those
 /// who are not connected to the author.
 const MESH: usize = 8;
@@ -42,14 +44,10 @@ const MESH_HIGH: usize = 16;
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// TCP connect, Noise and Yamux together.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Two when both call at once, and some that are dead without our knowing.
 const MAX_CONNECTIONS_PER_PEER: u32 = 4;
 /// Handshakes under way; strangers get no further.
 const MAX_HANDSHAKES: u32 = 512;
-/// Streams of one connection: questions both ways, gossip, identify, ping.
-const MAX_STREAMS: usize = 128;
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
@@ -66,28 +64,16 @@ pub(crate) fn swarm(
     identity: &Identity,
     roster: &Roster,
     names: &Names,
+    heartbeat: Duration,
 ) -> Result<Swarm<Behaviour>, StartError> {
     let key = Keypair::ed25519_from_bytes(identity.secret_bytes().as_mut_slice()).map_err(setup)?;
+    // One that reads nothing is silent before its connection is given up.
+    let patience = heartbeat.saturating_mul(MISSED_HEARTBEATS.saturating_add(1));
+    let transport = transport(&key, patience)?;
     let behaviour = behaviour(&key, roster, names)?;
-    let mux = || {
-        let mut config = yamux::Config::default();
-        config.set_max_num_streams(MAX_STREAMS);
-        config
-    };
-    let swarm = SwarmBuilder::with_existing_identity(key)
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            noise::Config::new,
-            mux,
-        )
-        .map_err(setup)?
-        .with_behaviour(|_| behaviour)
-        .map_err(setup)?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
-        .with_connection_timeout(HANDSHAKE_TIMEOUT)
-        .build();
-    Ok(swarm)
+    let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+    let id = key.public().to_peer_id();
+    Ok(Swarm::new(transport, behaviour, id, config))
 }
 
 fn setup(error: impl std::fmt::Display) -> StartError {
@@ -117,7 +103,10 @@ fn behaviour(key: &Keypair, roster: &Roster, names: &Names) -> Result<Behaviour,
         ),
         identify: identify::Behaviour::new(
             identify::Config::new(names.node.clone(), key.public())
-                .with_agent_version(format!("drawbridge/{}", env!("CARGO_PKG_VERSION"))),
+                .with_agent_version(format!("drawbridge/{}", env!("CARGO_PKG_VERSION")))
+                // Addresses come from the roster, never from hearsay.
+                .with_cache_size(0)
+                .with_hide_listen_addrs(true),
         ),
         ping: ping::Behaviour::new(
             ping::Config::new()
@@ -139,6 +128,8 @@ fn gossip(
         .max_transmit_size(MAX_GOSSIP_BYTES + GOSSIP_OVERHEAD_BYTES)
         .max_publish_messages(MAX_MESSAGES_PER_FRAME)
         .connection_handler_queue_len(MAX_FRAMES_WAITING)
+        .publish_queue_duration(MAX_FRAME_WAIT)
+        .forward_queue_duration(MAX_FRAME_WAIT)
         .duplicate_cache_time(DUPLICATE_WINDOW)
         .flood_publish(true)
         .mesh_n(MESH)

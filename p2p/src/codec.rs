@@ -1,5 +1,5 @@
-//! Questions and answers on the wire: a length of 4 bytes, big-endian, then so many bytes; an answer has
-//! one byte of status before it. A length above the bound is refused before any memory is taken for
+//! Questions and answers on the wire: a length of 4 bytes, big-endian, then so many bytes. Before a question
+//! stands a byte for its kind, before an answer one for its status. A length above the bound is refused before any memory is taken for
 //! it, and memory grows only with what has arrived.
 
 use std::{io, sync::Arc};
@@ -12,6 +12,8 @@ use crate::{MAX_ASK_BYTES, MAX_OPEN_ASK_BYTES, SMALL_ASK_BYTES};
 
 /// Unit in which memory for large questions is shared out, in bytes.
 const ROOM_UNIT_BYTES: usize = 1024;
+const QUESTION: u8 = 0;
+const HEARTBEAT: u8 = 1;
 const ANSWERED: u8 = 0;
 
 /// Why a peer gives no answer.
@@ -54,11 +56,17 @@ impl Refusal {
     }
 }
 
-/// A question, with its share of the memory for questions if it is a large one of somebody else.
+/// What is asked.
 #[derive(Debug)]
-pub(crate) struct Question {
-    pub data: Vec<u8>,
-    pub room: Option<OwnedSemaphorePermit>,
+pub(crate) enum Question {
+    /// The node's own bytes, with their share of the memory for questions if it is a large one of somebody
+    /// else.
+    Bytes {
+        data: Vec<u8>,
+        room: Option<OwnedSemaphorePermit>,
+    },
+    /// "Is your node there?"
+    Heartbeat,
 }
 
 pub(crate) type Answer = Result<Vec<u8>, Refusal>;
@@ -85,6 +93,13 @@ impl Codec for AskCodec {
     where
         T: AsyncRead + Unpin + Send,
     {
+        let mut kind = [0];
+        io.read_exact(&mut kind).await?;
+        match kind {
+            [QUESTION] => {}
+            [HEARTBEAT] => return Ok(Question::Heartbeat),
+            [other] => return Err(invalid(format!("unknown kind {other} of a question"))),
+        }
         let len = read_len(io).await?;
         let room = if len > SMALL_ASK_BYTES {
             let units = u32::try_from(len.div_ceil(ROOM_UNIT_BYTES)).map_err(io::Error::other)?;
@@ -93,7 +108,7 @@ impl Codec for AskCodec {
         } else {
             None
         };
-        Ok(Question {
+        Ok(Question::Bytes {
             data: read_body(io, len).await?,
             room,
         })
@@ -125,7 +140,10 @@ impl Codec for AskCodec {
     where
         T: AsyncWrite + Unpin + Send,
     {
-        write(io, &question.data).await
+        match question {
+            Question::Bytes { data, .. } => write(io, QUESTION, &data).await,
+            Question::Heartbeat => io.write_all(&[HEARTBEAT]).await,
+        }
     }
 
     async fn write_response<T>(
@@ -138,10 +156,7 @@ impl Codec for AskCodec {
         T: AsyncWrite + Unpin + Send,
     {
         match answer {
-            Ok(data) => {
-                io.write_all(&[ANSWERED]).await?;
-                write(io, &data).await
-            }
+            Ok(data) => write(io, ANSWERED, &data).await,
             Err(refusal) => io.write_all(&[refusal.to_byte()]).await,
         }
     }
@@ -171,7 +186,7 @@ async fn read_body<T: AsyncRead + Unpin + Send>(io: &mut T, len: usize) -> io::R
     }
 }
 
-async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, data: &[u8]) -> io::Result<()> {
+async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, head: u8, data: &[u8]) -> io::Result<()> {
     if data.len() > MAX_ASK_BYTES {
         return Err(invalid(format!(
             "message of {} bytes is too large to send",
@@ -179,6 +194,7 @@ async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, data: &[u8]) -> io::Res
         )));
     }
     let len = u32::try_from(data.len()).map_err(io::Error::other)?;
+    io.write_all(&[head]).await?;
     io.write_all(&len.to_be_bytes()).await?;
     io.write_all(data).await
 }
@@ -199,17 +215,28 @@ mod tests {
         block_on(codec.read_request(&NAME, &mut Cursor::new(bytes)))
     }
 
+    fn bytes(question: io::Result<Question>) -> (Vec<u8>, Option<OwnedSemaphorePermit>) {
+        match question.unwrap() {
+            Question::Bytes { data, room } => (data, room),
+            Question::Heartbeat => panic!("a heartbeat"),
+        }
+    }
+
     #[test]
     fn questions_and_answers_read_back() {
         let mut codec = AskCodec::default();
+        let mut wire = Vec::new();
+        block_on(codec.write_request(&NAME, &mut wire, Question::Heartbeat)).unwrap();
+        let heartbeat = question(&wire, &mut codec).unwrap();
+        assert!(matches!(heartbeat, Question::Heartbeat));
         for data in [vec![], vec![7; 100_000]] {
             let mut wire = Vec::new();
-            let sent = Question {
+            let sent = Question::Bytes {
                 data: data.clone(),
                 room: None,
             };
             block_on(codec.write_request(&NAME, &mut wire, sent)).unwrap();
-            assert_eq!(question(&wire, &mut codec).unwrap().data, data);
+            assert_eq!(bytes(question(&wire, &mut codec)).0, data);
             let refusals = Refusal::ALL.map(|(_, refusal)| Err(refusal));
             for answer in refusals.into_iter().chain([Ok(data.clone())]) {
                 let mut wire = Vec::new();
@@ -224,10 +251,11 @@ mod tests {
     fn a_length_above_the_bound_is_refused_before_its_bytes_are_read() {
         let mut codec = AskCodec::default();
         let claimed = u32::try_from(MAX_ASK_BYTES).unwrap() + 1;
-        let error = question(&claimed.to_be_bytes(), &mut codec).unwrap_err();
+        let head = [&[QUESTION], claimed.to_be_bytes().as_slice()].concat();
+        let error = question(&head, &mut codec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
         let mut wire = Vec::new();
-        let sent = Question {
+        let sent = Question::Bytes {
             data: vec![0; MAX_ASK_BYTES + 1],
             room: None,
         };
@@ -236,24 +264,27 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_message_and_an_unknown_status_are_refused() {
+    fn a_truncated_message_and_an_unknown_kind_or_status_are_refused() {
         let mut codec = AskCodec::default();
-        let error = question(&[0, 0, 0, 9, 1, 2, 3], &mut codec).unwrap_err();
+        let error = question(&[QUESTION, 0, 0, 0, 9, 1, 2, 3], &mut codec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = question(&[99, 0, 0, 0, 0], &mut codec).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         block_on(codec.read_response(&NAME, &mut Cursor::new(&[99]))).unwrap_err();
     }
 
     #[test]
     fn large_questions_share_bounded_memory_and_small_ones_pass_beside_them() {
         let mut codec = AskCodec::default();
-        let mut large = u32::try_from(MAX_ASK_BYTES).unwrap().to_be_bytes().to_vec();
+        let mut large = vec![QUESTION];
+        large.extend(u32::try_from(MAX_ASK_BYTES).unwrap().to_be_bytes());
         large.extend(vec![0; MAX_ASK_BYTES]);
         let fit = MAX_OPEN_ASK_BYTES / MAX_ASK_BYTES;
         let mut held: Vec<_> = (0..fit)
-            .map(|_| question(&large, &mut codec).unwrap().room)
+            .map(|_| bytes(question(&large, &mut codec)).1)
             .collect();
         question(&large, &mut codec).unwrap_err();
-        question(&[0, 0, 0, 1, 5], &mut codec).unwrap();
+        question(&[QUESTION, 0, 0, 0, 1, 5], &mut codec).unwrap();
         held.pop();
         question(&large, &mut codec).unwrap();
     }

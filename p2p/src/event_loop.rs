@@ -1,45 +1,64 @@
 //! The one task that owns the swarm: commands in, events out, nothing else touches a connection.
 
+mod connections;
+mod gossip;
+mod questions;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    io,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    gossipsub::{self, MessageAcceptance, MessageId},
-    request_response::{self, Message, OutboundFailure, OutboundRequestId, ResponseChannel},
-    swarm::{
-        DialError, SwarmEvent,
-        dial_opts::{DialOpts, PeerCondition},
-    },
+    request_response::{OutboundRequestId, ResponseChannel},
+    swarm::SwarmEvent,
 };
 use protocol::identity::PeerKey;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    ASK_WAIT, GOSSIP_BURST, GOSSIP_RATE, MAX_ASKS_IN_FLIGHT_PER_PEER, MAX_GOSSIP_BYTES,
-    MAX_OPEN_ASKS_PER_PEER, MAX_WAITING_ASKS_PER_PEER,
+    GOSSIP_BURST, GOSSIP_RATE,
     behaviour::{Behaviour, BehaviourEvent},
-    codec::{Answer, Question, Refusal},
+    codec::Answer,
+    inbox::Inbox,
     limits::TokenBucket,
     names::Names,
-    network::{AskError, AskOutcome, Board, Command, Event, PublishError, Reply},
-    peer::{Peer, PendingAsk, after},
+    network::{AskError, AskOutcome, Board, Command},
+    peer::Peer,
     settings::{Roster, StartError},
 };
 
-/// How often calls, waiting questions and news of connections are looked after.
-const TICK: Duration = Duration::from_millis(200);
+/// How often calls, heartbeats and waiting questions are looked after.
+const TICK: Duration = Duration::from_millis(100);
 /// For all listeners to come up.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// We publish a little slower than others accept, because clocks and arrival times differ.
 const OWN_RATE_PERCENT: u32 = 80;
 
-type Answered = (PeerKey, ResponseChannel<Answer>, Answer);
+/// What the node, or a heartbeat, has answered.
+struct Answered {
+    to: PeerKey,
+    channel: ResponseChannel<Answer>,
+    answer: Answer,
+    is_heartbeat: bool,
+}
+
+/// What was asked of a peer.
+enum Asked {
+    Question {
+        answer: oneshot::Sender<AskOutcome>,
+        bytes: usize,
+    },
+    Heartbeat {
+        number: u64,
+        sent: Instant,
+    },
+}
 
 pub(crate) struct EventLoop {
     swarm: Swarm<Behaviour>,
@@ -47,13 +66,16 @@ pub(crate) struct EventLoop {
     keys: HashMap<PeerId, PeerKey>,
     peers: BTreeMap<PeerKey, Peer>,
     commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
+    inbox: Inbox,
     board: Arc<Board>,
     own_gossip: TokenBucket,
-    /// Questions that the node is answering: at most [`MAX_OPEN_ASKS_PER_PEER`] for each peer.
+    /// Addresses that are being looked up: at most one for each peer.
+    resolving: FuturesUnordered<BoxFuture<'static, (PeerKey, io::Result<Vec<Multiaddr>>)>>,
+    /// Questions that the node is answering: at most [`crate::MAX_OPEN_ASKS_PER_PEER`] and a heartbeat for each
+    /// peer.
     answering: FuturesUnordered<BoxFuture<'static, Answered>>,
-    /// Own questions: at most [`MAX_ASKS_IN_FLIGHT_PER_PEER`] for each peer.
-    asked: HashMap<OutboundRequestId, (PeerKey, oneshot::Sender<AskOutcome>)>,
+    /// Own questions: at most [`crate::MAX_ASKS_IN_FLIGHT_PER_PEER`] and a few heartbeats for each peer.
+    asked: HashMap<OutboundRequestId, (PeerKey, Asked)>,
 }
 
 impl EventLoop {
@@ -62,12 +84,14 @@ impl EventLoop {
         own: PeerKey,
         roster: Roster,
         names: Names,
+        heartbeat: Duration,
         commands: mpsc::Receiver<Command>,
-        events: mpsc::Sender<Event>,
-        board: Arc<Board>,
     ) -> Self {
         let now = Instant::now();
-        let peer = |(key, (id, addresses))| (key, Peer::new(id, addresses, own < key, now));
+        let peer = |(key, (id, addresses))| {
+            let peer = Peer::new(id, addresses, own < key, heartbeat, now);
+            (key, peer)
+        };
         let share = |bound: u32| bound.saturating_mul(OWN_RATE_PERCENT) / 100;
         Self {
             swarm,
@@ -75,12 +99,23 @@ impl EventLoop {
             keys: roster.keys,
             peers: roster.addresses.into_iter().map(peer).collect(),
             commands,
-            events,
-            board,
+            inbox: Inbox::default(),
+            board: Arc::default(),
             own_gossip: TokenBucket::new(share(GOSSIP_RATE), share(GOSSIP_BURST), now),
+            resolving: FuturesUnordered::new(),
             answering: FuturesUnordered::new(),
             asked: HashMap::new(),
         }
+    }
+
+    /// Where events go.
+    pub fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// Where the handle reads.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
     }
 
     /// Returns when every address is being listened on.
@@ -120,6 +155,7 @@ impl EventLoop {
             }
             self.on_swarm(event);
         }
+        self.show();
         Ok(())
     }
 
@@ -130,9 +166,8 @@ impl EventLoop {
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_swarm(event),
-                Some((peer, channel, answer)) = self.answering.next() => {
-                    self.on_answer(peer, channel, answer);
-                }
+                Some(answered) = self.answering.next() => self.on_answer(answered),
+                Some((peer, found)) = self.resolving.next() => self.call(peer, found),
                 command = self.commands.recv() => match command {
                     Some(Command::Publish { data, done }) => {
                         let _ = done.send(self.publish(data));
@@ -145,136 +180,49 @@ impl EventLoop {
         }
     }
 
-    fn publish(&mut self, data: Vec<u8>) -> Result<(), PublishError> {
-        if !self.own_gossip.take(data.len(), Instant::now()) {
-            return Err(PublishError::TooFast);
-        }
-        let topic = self.names.topic.hash();
-        match self.swarm.behaviour_mut().gossip.publish(topic, data) {
-            Ok(_) | Err(gossipsub::PublishError::Duplicate) => Ok(()),
-            Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => Err(PublishError::NoPeers),
-            Err(gossipsub::PublishError::AllQueuesFull(_)) => Err(PublishError::Busy),
-            Err(error) => Err(PublishError::Failed(error.to_string())),
-        }
-    }
-
-    fn ask(&mut self, key: PeerKey, data: Vec<u8>, answer: oneshot::Sender<AskOutcome>) {
-        let Some(peer) = self.peers.get_mut(&key) else {
-            let _ = answer.send(Err(AskError::UnknownPeer(key)));
-            return;
-        };
-        if peer.waiting.len() >= MAX_WAITING_ASKS_PER_PEER {
-            let _ = answer.send(Err(AskError::TooMany));
-            return;
-        }
-        let give_up = after(Instant::now(), ASK_WAIT);
-        peer.waiting.push_back(PendingAsk {
-            data,
-            answer,
-            give_up,
-        });
-        self.send_waiting(key);
-    }
-
-    /// Sends what waits for this peer, as far as its share of streams goes.
-    fn send_waiting(&mut self, key: PeerKey) {
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        while peer.is_connected && peer.in_flight < MAX_ASKS_IN_FLIGHT_PER_PEER {
-            let Some(ask) = peer.waiting.pop_front() else {
-                return;
-            };
-            if ask.answer.is_closed() {
-                continue;
-            }
-            let question = Question {
-                data: ask.data,
-                room: None,
-            };
-            let id = self
-                .swarm
-                .behaviour_mut()
-                .ask
-                .send_request(&peer.id, question);
-            peer.in_flight = peer.in_flight.saturating_add(1);
-            self.asked.insert(id, (key, ask.answer));
-        }
-    }
-
     fn on_tick(&mut self) {
         let now = Instant::now();
-        let mut due = Vec::new();
-        for (key, peer) in &mut self.peers {
-            peer.waiting.retain(|ask| !ask.answer.is_closed());
-            // In order of time: the first that may wait longer ends the search.
-            while peer.waiting.front().is_some_and(|ask| ask.give_up <= now) {
-                if let Some(ask) = peer.waiting.pop_front() {
-                    let _ = ask.answer.send(Err(AskError::NotConnected));
-                }
-            }
-            if peer.is_due(now) {
-                peer.called(now);
-                due.push((*key, peer.id, peer.addresses.clone()));
-            }
-        }
-        for (key, id, addresses) in due {
-            self.call(key, id, addresses);
-        }
-        self.announce();
+        self.give_up_late(now);
+        self.part_with_mutes(now);
+        self.call_due(now);
+        self.beat(now);
+        self.show();
     }
 
-    fn call(&mut self, key: PeerKey, id: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(id)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(addresses)
-            // From the listening port, a call back to the same peer could meet its own old connection.
-            .allocate_new_port()
-            .build();
-        match self.swarm.dial(options) {
-            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
-            Err(error) => tracing::debug!(peer = %key, %error, "cannot call"),
-        }
-    }
-
-    /// Tells the node who came and went. What does not fit now is told at the next tick.
-    fn announce(&mut self) {
-        for (key, peer) in &mut self.peers {
-            if peer.announced != peer.is_connected {
-                let event = if peer.is_connected {
-                    Event::Connected(*key)
-                } else {
-                    Event::Disconnected(*key)
-                };
-                if self.events.try_send(event).is_ok() {
-                    peer.announced = peer.is_connected;
-                }
-            }
-        }
+    /// Renews what [`crate::Network::peers`] shows.
+    fn show(&self) {
+        let now = Instant::now();
+        let peers = self.peers.iter();
+        *self.board.peers() = peers
+            .map(|(key, peer)| peer.status(*key, self.inbox.waiting(key), now))
+            .collect();
     }
 
     fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
-            SwarmEvent::ConnectionEstablished { peer_id, .. } => self.on_connected(peer_id),
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.linked(peer_id, connection_id, &endpoint),
             SwarmEvent::ConnectionClosed {
                 peer_id,
-                num_established: 0,
+                connection_id,
                 cause,
                 ..
-            } => {
-                self.on_disconnected(peer_id, cause.map(|cause| cause.to_string()));
-            }
+            } => self.unlinked(peer_id, connection_id, cause.map(|cause| cause.to_string())),
             SwarmEvent::IncomingConnectionError {
                 send_back_addr,
                 error,
                 ..
             } => {
-                self.board.counters.connections_refused();
+                self.board.counters.connections_refused(1);
                 tracing::debug!(from = %send_back_addr, %error, "refused a connection");
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
-                tracing::debug!(peer = ?peer_id, %error, "could not connect");
+                self.call_failed(peer_id, &error);
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::info!(%address, "listening");
@@ -287,43 +235,11 @@ impl EventLoop {
         }
     }
 
-    fn on_connected(&mut self, id: PeerId) {
-        let Some(key) = self.keys.get(&id).copied() else {
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        if !peer.is_connected {
-            tracing::info!(peer = %key, "connected");
-        }
-        peer.connected();
-        self.board.connected().insert(key);
-        self.announce();
-        self.send_waiting(key);
-    }
-
-    fn on_disconnected(&mut self, id: PeerId, cause: Option<String>) {
-        let Some(key) = self.keys.get(&id).copied() else {
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        tracing::info!(peer = %key, cause = cause.unwrap_or_default(), "disconnected");
-        peer.disconnected(Instant::now());
-        self.board.connected().remove(&key);
-        self.announce();
-    }
-
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Gossip(gossipsub::Event::Message {
-                propagation_source,
-                message_id,
-                message,
-            }) => self.on_gossip(propagation_source, &message_id, message),
+            BehaviourEvent::Gossip(event) => self.on_gossip_event(event),
             BehaviourEvent::Ask(event) => self.on_ask_event(event),
+            BehaviourEvent::Identify(event) => self.identified(event),
             // A connection that does not answer is dead, whatever TCP believes.
             BehaviourEvent::Ping(event) if event.result.is_err() => {
                 self.swarm.close_connection(event.connection);
@@ -331,166 +247,10 @@ impl EventLoop {
             _ => {}
         }
     }
-
-    fn on_gossip(&mut self, via: PeerId, id: &MessageId, message: gossipsub::Message) {
-        let acceptance = self.judge(via, &message);
-        let gossip = &mut self.swarm.behaviour_mut().gossip;
-        gossip.report_message_validation_result(id, &via, acceptance);
-        if !matches!(acceptance, MessageAcceptance::Accept) {
-            return;
-        }
-        if let Some(from) = message
-            .source
-            .and_then(|author| self.keys.get(&author).copied())
-            && self
-                .events
-                .try_send(Event::Gossip {
-                    from,
-                    data: message.data,
-                })
-                .is_err()
-        {
-            self.board.counters.gossip_dropped();
-        }
-    }
-
-    /// Whether to take a message and pass it on. gossipsub has checked the author's signature.
-    fn judge(&mut self, via: PeerId, message: &gossipsub::Message) -> MessageAcceptance {
-        let (now, len) = (Instant::now(), message.data.len());
-        let counters = &self.board.counters;
-        let neighbour = self.keys.get(&via).and_then(|key| self.peers.get_mut(key));
-        if !neighbour.is_some_and(|peer| peer.relayed.take(len, now)) {
-            counters.gossip_over_rate();
-            return MessageAcceptance::Ignore;
-        }
-        let author = message.source.and_then(|author| self.keys.get(&author));
-        let Some(author) = author.and_then(|key| self.peers.get_mut(key)) else {
-            counters.gossip_invalid();
-            return MessageAcceptance::Reject;
-        };
-        if len > MAX_GOSSIP_BYTES {
-            counters.gossip_invalid();
-            return MessageAcceptance::Reject;
-        }
-        if !message
-            .sequence_number
-            .is_some_and(|number| author.seen.is_new(number))
-        {
-            counters.gossip_invalid();
-            return MessageAcceptance::Ignore;
-        }
-        if !author.authored.take(len, now) {
-            counters.gossip_over_rate();
-            return MessageAcceptance::Ignore;
-        }
-        MessageAcceptance::Accept
-    }
-
-    fn on_ask_event(&mut self, event: request_response::Event<Question, Answer>) {
-        match event {
-            request_response::Event::Message { peer, message, .. } => match message {
-                Message::Request {
-                    request, channel, ..
-                } => {
-                    self.on_question(peer, request, channel);
-                }
-                Message::Response {
-                    request_id,
-                    response,
-                } => {
-                    self.on_outcome(request_id, response.map_err(AskError::Refused));
-                }
-            },
-            request_response::Event::OutboundFailure {
-                request_id, error, ..
-            } => {
-                let error = match error {
-                    OutboundFailure::Timeout => AskError::Timeout,
-                    other => AskError::Failed(other.to_string()),
-                };
-                self.on_outcome(request_id, Err(error));
-            }
-            request_response::Event::InboundFailure { peer, error, .. } => {
-                tracing::debug!(%peer, %error, "a question failed");
-            }
-            request_response::Event::ResponseSent { .. } => {}
-        }
-    }
-
-    fn on_question(&mut self, from: PeerId, asked: Question, channel: ResponseChannel<Answer>) {
-        let Some(key) = self.keys.get(&from).copied() else {
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        let counters = &self.board.counters;
-        let refusal = if !peer.asks.take(asked.data.len(), Instant::now()) {
-            counters.asks_over_rate();
-            Refusal::TooFast
-        } else if peer.open_asks >= MAX_OPEN_ASKS_PER_PEER {
-            counters.asks_busy();
-            Refusal::Busy
-        } else {
-            let (answer, answered) = oneshot::channel();
-            let reply = Reply {
-                answer,
-                _room: asked.room,
-            };
-            match self.events.try_send(Event::Ask {
-                from: key,
-                data: asked.data,
-                reply,
-            }) {
-                Ok(()) => {
-                    peer.open_asks = peer.open_asks.saturating_add(1);
-                    let answer = answered.map(|sent| sent.unwrap_or(Err(Refusal::NoAnswer)));
-                    self.answering
-                        .push(answer.map(move |answer| (key, channel, answer)).boxed());
-                    return;
-                }
-                Err(_) => {
-                    counters.asks_busy();
-                    Refusal::Busy
-                }
-            }
-        };
-        let _ = self
-            .swarm
-            .behaviour_mut()
-            .ask
-            .send_response(channel, Err(refusal));
-    }
-
-    fn on_answer(&mut self, key: PeerKey, channel: ResponseChannel<Answer>, answer: Answer) {
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.open_asks = peer.open_asks.saturating_sub(1);
-        }
-        if self
-            .swarm
-            .behaviour_mut()
-            .ask
-            .send_response(channel, answer)
-            .is_err()
-        {
-            tracing::debug!(peer = %key, "answered too late");
-        }
-    }
-
-    fn on_outcome(&mut self, id: OutboundRequestId, outcome: AskOutcome) {
-        let Some((key, answer)) = self.asked.remove(&id) else {
-            return;
-        };
-        let _ = answer.send(outcome);
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.in_flight = peer.in_flight.saturating_sub(1);
-        }
-        self.send_waiting(key);
-    }
 }
 
-/// libp2p lets several sockets of one user listen on one port, and the system then shares the calls out
-/// among them. Two nodes set to the same port must hear about it instead.
+/// libp2p lets several TCP sockets of one user listen on one port, and the system then shares the calls out
+/// among them. Two nodes set to the same port must hear about it instead. (A QUIC port has one owner.)
 fn check_free(address: &Multiaddr) -> std::io::Result<()> {
     use libp2p::multiaddr::Protocol::{Ip4, Ip6, Tcp};
     let mut parts = address.iter();
@@ -509,7 +269,7 @@ impl Drop for EventLoop {
     /// Nobody who waits is left without an answer.
     fn drop(&mut self) {
         for peer in self.peers.values_mut() {
-            for ask in peer.waiting.drain(..) {
+            while let Some(ask) = peer.take_waiting() {
                 let _ = ask.answer.send(Err(AskError::ShutDown));
             }
         }
@@ -519,5 +279,7 @@ impl Drop for EventLoop {
         }
         self.board.connected().clear();
         self.board.listening().clear();
+        self.board.peers().clear();
+        self.inbox.close();
     }
 }

@@ -10,13 +10,16 @@ use crate::codec::{AskCodec, Question};
 
 const NAME: StreamProtocol = StreamProtocol::new("/ask");
 
-/// What a peer asks by sending these bytes.
+/// What a peer asks by sending these bytes; `None` for a heartbeat, which has no content.
 ///
 /// # Errors
 /// Bytes that are no question.
-pub fn read_question(bytes: &[u8]) -> io::Result<Vec<u8>> {
+pub fn read_question(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let read = block_on(AskCodec::default().read_request(&NAME, &mut Cursor::new(bytes)));
-    read.map(|question| question.data)
+    read.map(|question| match question {
+        Question::Bytes { data, .. } => Some(data),
+        Question::Heartbeat => None,
+    })
 }
 
 /// What a peer answers by sending these bytes.
@@ -33,7 +36,7 @@ pub fn read_answer(bytes: &[u8]) -> io::Result<Result<Vec<u8>, Refusal>> {
 /// A question above the bound.
 pub fn write_question(data: Vec<u8>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let question = Question { data, room: None };
+    let question = Question::Bytes { data, room: None };
     block_on(AskCodec::default().write_request(&NAME, &mut bytes, question))?;
     Ok(bytes)
 }

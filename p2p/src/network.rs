@@ -9,13 +9,14 @@ use protocol::identity::{Identity, PeerKey};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::{
-    ASK_TIMEOUT, ASK_WAIT, MAX_ASK_BYTES, MAX_EVENTS, MAX_GOSSIP_BYTES, MAX_WAITING_ASKS_PER_PEER,
-    behaviour,
+    ASK_TIMEOUT, ASK_WAIT, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, behaviour,
     codec::{Answer, Refusal},
     counts::{Counters, Counts},
     event_loop::EventLoop,
+    inbox::Events,
     names::Names,
-    settings::{Roster, Settings, StartError, address},
+    settings::{Roster, Settings, StartError, listen_address},
+    status::PeerStatus,
 };
 
 /// Calls of the node that wait for the network's task.
@@ -41,9 +42,9 @@ pub enum Event {
         /// Takes the answer; dropping it tells the peer that there is none.
         reply: Reply,
     },
-    /// The first connection with a peer is up.
+    /// A peer can be talked to: there is a connection, and it speaks this version for this network.
     Connected(PeerKey),
-    /// The last connection with a peer is gone.
+    /// It can't any more.
     Disconnected(PeerKey),
 }
 
@@ -105,8 +106,8 @@ pub enum AskError {
     /// Above [`MAX_ASK_BYTES`].
     #[error("question of {0} bytes, the bound is {MAX_ASK_BYTES}")]
     TooLarge(usize),
-    /// More than [`MAX_WAITING_ASKS_PER_PEER`] questions to this peer wait already.
-    #[error("{MAX_WAITING_ASKS_PER_PEER} questions to this peer wait already")]
+    /// Newer questions to this peer have taken its place among those that wait.
+    #[error("too many newer questions wait for this peer")]
     TooMany,
     /// No connection, or none free, within [`ASK_WAIT`].
     #[error("the peer could not be reached within {} s", ASK_WAIT.as_secs())]
@@ -147,6 +148,7 @@ pub(crate) struct Board {
     pub counters: Counters,
     connected: Mutex<BTreeSet<PeerKey>>,
     listening: Mutex<BTreeSet<String>>,
+    peers: Mutex<Vec<PeerStatus>>,
 }
 
 impl Board {
@@ -160,6 +162,10 @@ impl Board {
         self.listening
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn peers(&self) -> MutexGuard<'_, Vec<PeerStatus>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -178,30 +184,28 @@ pub struct Network {
 pub async fn start(
     identity: &Identity,
     settings: &Settings,
-) -> Result<(Network, mpsc::Receiver<Event>), StartError> {
+) -> Result<(Network, Events), StartError> {
     let names = Names::new(&settings.network)?;
     let own = identity.public();
     let roster = Roster::new(own, &settings.peers)?;
     let listen = settings
         .listen
         .iter()
-        .map(|text| address(text))
+        .map(|text| listen_address(text))
         .collect::<Result<Vec<_>, _>>()?;
-    let swarm = behaviour::swarm(identity, &roster, &names)?;
-    let board = Arc::new(Board::default());
+    let swarm = behaviour::swarm(identity, &roster, &names, settings.heartbeat)?;
     let (commands, command_receiver) = mpsc::channel(MAX_COMMANDS);
-    let (events, event_receiver) = mpsc::channel(MAX_EVENTS);
     let (stop, stopped) = watch::channel(false);
     let mut event_loop = EventLoop::new(
         swarm,
         own,
         roster,
         names,
+        settings.heartbeat,
         command_receiver,
-        events,
-        Arc::clone(&board),
     );
     event_loop.listen(listen).await?;
+    let (board, events) = (event_loop.board(), event_loop.inbox().events());
     tokio::spawn(async move {
         event_loop.run().await;
         drop(event_loop);
@@ -213,7 +217,7 @@ pub async fn start(
             board,
             stopped,
         },
-        event_receiver,
+        events,
     ))
 }
 
@@ -253,9 +257,14 @@ impl Network {
         result.await.map_err(|_| AskError::ShutDown)?
     }
 
-    /// The peers with a connection, in the order of their keys.
+    /// The peers that can be talked to, in the order of their keys.
     pub fn connected(&self) -> Vec<PeerKey> {
         self.board.connected().iter().copied().collect()
+    }
+
+    /// How it stands with every peer, in the order of their keys, as of a moment ago.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.board.peers().clone()
     }
 
     /// Where we listen, with the ports that the system chose, as multiaddresses.

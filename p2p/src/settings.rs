@@ -1,6 +1,9 @@
 //! Who we listen for and whom we know.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use libp2p::{
     Multiaddr, PeerId,
@@ -8,26 +11,29 @@ use libp2p::{
 };
 use protocol::identity::PeerKey;
 
-use crate::MAX_PEERS;
+use crate::{MAX_PEERS, address::Address};
 
 /// A peer that may connect to us, and where it can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
     /// Its identity.
     pub key: PeerKey,
-    /// Multiaddresses such as `/ip4/192.0.2.1/tcp/7000`. With none, we wait for it to call us.
+    /// Multiaddresses such as `/ip4/192.0.2.1/udp/7000/quic-v1`, `/ip4/192.0.2.1/tcp/7000` or
+    /// `/dns4/operator.example/tcp/7000`, tried in turn. With none, we wait for it to call us.
     pub addresses: Vec<String>,
 }
 
 /// What the network needs to know to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Multiaddresses to listen on; port 0 lets the system choose.
+    /// Multiaddresses to listen on, without names; port 0 lets the system choose.
     pub listen: Vec<String>,
     /// Everyone who may connect: the roster and the coordinators. Our own key is ignored.
     pub peers: Vec<PeerAddress>,
     /// The network's name: 1 to 64 letters, digits, `-`, `_` or `.`, the same on all nodes.
     pub network: String,
+    /// Time between two heartbeats to a peer, usually [`crate::HEARTBEAT_INTERVAL`].
+    pub heartbeat: Duration,
 }
 
 /// Why the network did not start.
@@ -36,8 +42,11 @@ pub enum StartError {
     /// Not a name for a network.
     #[error("\"{0}\" cannot name a network: use 1 to 64 letters, digits, '-', '_' or '.'")]
     NetworkName(String),
-    /// Not a multiaddress over TCP.
-    #[error("\"{0}\" is not an address: write /ip4/192.0.2.1/tcp/7000")]
+    /// Not a multiaddress over TCP or QUIC.
+    #[error(
+        "\"{0}\" is not an address: write /ip4/192.0.2.1/tcp/7000, /ip4/192.0.2.1/udp/7000/quic-v1 or, for a peer, \
+         /dns4/operator.example/tcp/7000"
+    )]
     Address(String),
     /// A peer's key is not an Ed25519 public key.
     #[error("peer {0} has no valid Ed25519 key")]
@@ -65,7 +74,7 @@ pub enum StartError {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     pub keys: HashMap<PeerId, PeerKey>,
-    pub addresses: BTreeMap<PeerKey, (PeerId, Vec<Multiaddr>)>,
+    pub addresses: BTreeMap<PeerKey, (PeerId, Vec<Address>)>,
 }
 
 impl Roster {
@@ -96,13 +105,14 @@ pub(crate) fn peer_id(key: PeerKey) -> Result<PeerId, StartError> {
     Ok(PublicKey::from(public).to_peer_id())
 }
 
-pub(crate) fn address(text: &str) -> Result<Multiaddr, StartError> {
-    let bad = || StartError::Address(text.to_owned());
-    let address: Multiaddr = text.parse().map_err(|_| bad())?;
-    let mut parts = address.iter();
-    use libp2p::multiaddr::Protocol::{Ip4, Ip6, Tcp};
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(Ip4(_) | Ip6(_)), Some(Tcp(_)), None) => Ok(address),
-        _ => Err(bad()),
-    }
+fn address(text: &str) -> Result<Address, StartError> {
+    text.parse()
+        .map_err(|_| StartError::Address(text.to_owned()))
+}
+
+/// Where to listen.
+pub(crate) fn listen_address(text: &str) -> Result<Multiaddr, StartError> {
+    address(text)?
+        .to_listen()
+        .ok_or_else(|| StartError::Address(text.to_owned()))
 }

@@ -15,14 +15,18 @@ use futures::StreamExt as _;
 use libp2p::{
     Multiaddr, Swarm, SwarmBuilder,
     gossipsub::{self, MessageAuthenticity, ValidationMode},
+    identify,
     identity::Keypair,
     noise, ping,
     request_response::{self, Codec, ProtocolSupport},
     swarm::{NetworkBehaviour, SwarmEvent},
     tcp, yamux,
 };
-use p2p::{GOSSIP_BURST, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, Names};
-use support::{NETWORK, Node, caller, cluster, identity, key, start, until, within};
+use p2p::{GOSSIP_BURST, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, Names, PeerState};
+use protocol::identity::PeerKey;
+use support::{
+    NETWORK, Node, TCP, caller, cluster, identity, key, start, start_at, start_with, until, within,
+};
 use tokio::{
     io::AsyncWriteExt as _,
     net::TcpStream,
@@ -34,6 +38,7 @@ use tokio::{
 struct Liar {
     gossip: gossipsub::Behaviour,
     ask: request_response::Behaviour<Shouter>,
+    identify: identify::Behaviour,
     ping: ping::Behaviour,
 }
 
@@ -88,6 +93,11 @@ impl Codec for Shouter {
 }
 
 fn liar(seed: u8, calls: &Node) -> Swarm<Liar> {
+    liar_called(seed, calls, Names::new(NETWORK).unwrap().node)
+}
+
+/// One that says of itself what it likes.
+fn liar_called(seed: u8, calls: &Node, itself: String) -> Swarm<Liar> {
     let names = Names::new(NETWORK).unwrap();
     let key = Keypair::ed25519_from_bytes(identity(seed).secret_bytes()).unwrap();
     let config = gossipsub::ConfigBuilder::default()
@@ -106,6 +116,8 @@ fn liar(seed: u8, calls: &Node) -> Swarm<Liar> {
         [(names.ask, ProtocolSupport::Full)],
         request_response::Config::default().with_request_timeout(Duration::from_secs(5)),
     );
+    let identify =
+        identify::Config::new(itself, key.public()).with_agent_version("liar".to_owned());
     let mut swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_tcp(
@@ -117,6 +129,7 @@ fn liar(seed: u8, calls: &Node) -> Swarm<Liar> {
         .with_behaviour(|_| Liar {
             gossip,
             ask,
+            identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::default(),
         })
         .unwrap()
@@ -130,7 +143,12 @@ fn liar(seed: u8, calls: &Node) -> Swarm<Liar> {
 /// A node that also knows node 2, and a liar on its list who knows that the node listens to gossip.
 async fn node_and_liar() -> (Node, Swarm<Liar>) {
     let node = start(1, vec![caller(2), caller(9)]).await;
-    let mut liar = liar(9, &node);
+    let liar = subscribed(liar(9, &node)).await;
+    (node, liar)
+}
+
+/// A liar that knows that somebody listens to gossip.
+async fn subscribed(mut liar: Swarm<Liar>) -> Swarm<Liar> {
     within(async {
         loop {
             let event = liar.select_next_some().await;
@@ -143,7 +161,12 @@ async fn node_and_liar() -> (Node, Swarm<Liar>) {
         }
     })
     .await;
-    (node, liar)
+    liar
+}
+
+fn peer_id(key: PeerKey) -> libp2p::PeerId {
+    let key = libp2p::identity::ed25519::PublicKey::try_from_bytes(&key.0).unwrap();
+    libp2p::identity::PublicKey::from(key).to_peer_id()
 }
 
 fn shout(liar: &mut Swarm<Liar>, data: Vec<u8>) {
@@ -163,13 +186,8 @@ async fn while_running<T>(liar: &mut Swarm<Liar>, future: impl Future<Output = T
 }
 
 /// What the node answers to raw bytes on the question protocol; `None` if it hangs up.
-async fn answer_to(liar: &mut Swarm<Liar>, node: &Node, data: Vec<u8>) -> Option<Vec<u8>> {
-    let id = libp2p::identity::PublicKey::from(
-        libp2p::identity::ed25519::PublicKey::try_from_bytes(&node.key.0).unwrap(),
-    );
-    liar.behaviour_mut()
-        .ask
-        .send_request(&id.to_peer_id(), data);
+async fn answer_to(liar: &mut Swarm<Liar>, node: PeerKey, data: Vec<u8>) -> Option<Vec<u8>> {
+    liar.behaviour_mut().ask.send_request(&peer_id(node), data);
     within(async {
         loop {
             match liar.select_next_some().await {
@@ -189,35 +207,43 @@ async fn answer_to(liar: &mut Swarm<Liar>, node: &Node, data: Vec<u8>) -> Option
 
 #[tokio::test]
 async fn a_stranger_is_refused_at_the_handshake() {
-    let node = start(1, vec![caller(2)]).await;
-    let mut stranger = liar(9, &node);
-    within(async {
-        loop {
-            let event = stranger.select_next_some().await;
-            if let SwarmEvent::ConnectionClosed { .. }
-            | SwarmEvent::OutgoingConnectionError { .. } = event
-            {
-                return;
+    for listen in [TCP] {
+        let node = start_at(1, listen, vec![caller(2)]).await;
+        let mut stranger = liar(9, &node);
+        within(async {
+            loop {
+                let event = stranger.select_next_some().await;
+                if let SwarmEvent::ConnectionClosed { .. }
+                | SwarmEvent::OutgoingConnectionError { .. } = event
+                {
+                    return;
+                }
             }
-        }
-    })
-    .await;
-    until(|| node.network.counts().connections_refused == 1).await;
-    assert_eq!(node.network.connected(), []);
-    // One who is on the list still gets in.
-    let friend = start(2, vec![node.address()]).await;
-    node.connected_to(vec![friend.key]).await;
+        })
+        .await;
+        until(|| node.network.counts().connections_refused == 1).await;
+        assert_eq!(node.network.connected(), []);
+        // One who is on the list still gets in.
+        let friend = start_at(2, listen, vec![node.address()]).await;
+        node.connected_to(vec![friend.key]).await;
+    }
 }
 
 #[tokio::test]
 async fn a_node_does_not_talk_to_a_stranger_who_answers_at_a_peers_address() {
-    let stranger = start(9, vec![caller(1)]).await;
-    let mut fake = stranger.address();
-    fake.key = key(2);
-    let node = start(1, vec![fake, caller(9)]).await;
-    // The call is refused by us, whatever the stranger would like; it is refused again and again.
-    until(|| stranger.network.counts().connections_refused >= 2).await;
-    assert_eq!(node.network.connected(), []);
+    for listen in [TCP] {
+        let stranger = start_at(9, listen, vec![caller(1)]).await;
+        let mut fake = stranger.address();
+        fake.key = key(2);
+        let node = start_at(1, listen, vec![fake, caller(9)]).await;
+        until(|| {
+            let why = node.peer(key(2)).why.unwrap_or_default();
+            why.starts_with("somebody else answers")
+        })
+        .await;
+        assert_eq!(node.network.connected(), []);
+        assert_eq!(stranger.network.connected(), []);
+    }
 }
 
 #[tokio::test]
@@ -271,15 +297,19 @@ async fn until_counted(
 #[tokio::test]
 async fn questions_above_the_bound_or_cut_short_are_refused_by_the_receiver() {
     let (mut node, mut liar) = node_and_liar().await;
-    let too_large = u32::try_from(MAX_ASK_BYTES + 1)
-        .unwrap()
-        .to_be_bytes()
-        .to_vec();
-    assert_eq!(answer_to(&mut liar, &node, too_large).await, None);
-    assert_eq!(answer_to(&mut liar, &node, vec![0, 0, 1, 0, 7]).await, None);
-    assert_eq!(answer_to(&mut liar, &node, vec![0]).await, None);
+    let me = node.key;
+    let too_large = u32::try_from(MAX_ASK_BYTES + 1).unwrap().to_be_bytes();
+    let too_large = [&[0], too_large.as_slice()].concat();
+    for bad in [
+        too_large,
+        vec![0, 0, 0, 1, 0, 7],
+        vec![0, 0],
+        vec![9, 0, 0, 0, 0],
+        vec![],
+    ] {
+        assert_eq!(answer_to(&mut liar, me, bad).await, None);
+    }
     // A good one on the same connection is answered: status 0, length 2, "ok".
-    let network = node.network.clone();
     let server = tokio::spawn(async move {
         loop {
             if let p2p::Event::Ask { data, reply, from } = node.next().await {
@@ -289,18 +319,103 @@ async fn questions_above_the_bound_or_cut_short_are_refused_by_the_receiver() {
             }
         }
     });
-    let fine = Node {
-        key: key(1),
-        network,
-        events: tokio::sync::mpsc::channel(1).1,
-    };
-    let answer = answer_to(&mut liar, &fine, vec![0, 0, 0, 2, b'h', b'i']).await;
+    let answer = answer_to(&mut liar, me, vec![0, 0, 0, 0, 2, b'h', b'i']).await;
     assert_eq!(answer.unwrap(), [0, 0, 0, 0, 2, b'o', b'k']);
     let mut node = server.await.unwrap();
-    assert!(
-        node.events.try_recv().is_err(),
-        "no other question came through"
+    let other = node.events.try_recv();
+    assert!(other.is_none(), "no other question came through: {other:?}");
+}
+
+#[tokio::test]
+async fn a_peer_of_another_version_or_vault_is_told_apart_and_not_talked_to() {
+    let (ours, other) = (
+        Names::new(NETWORK).unwrap(),
+        Names::new("signet-other").unwrap(),
     );
+    for (itself, why) in [
+        (
+            ours.node.replace("/1/", "/2/"),
+            "speaks version 2, this node speaks 1: upgrade this node",
+        ),
+        (ours.node.replace("/1/", "/0/"), "speaks version 0"),
+        (
+            other.node,
+            "is of another vault or roster (network signet-other",
+        ),
+        ("kubo/0.1".to_owned(), "is no Drawbridge node"),
+    ] {
+        let node = start(1, vec![caller(9)]).await;
+        let mut liar = liar_called(9, &node, itself.clone());
+        let told = until(|| {
+            let shown = node.peer(key(9));
+            shown.state == PeerState::Unfit && shown.why.is_some_and(|said| said.contains(why))
+        });
+        while_running(&mut liar, told).await;
+        assert_eq!(node.network.connected(), [], "{itself}");
+        assert_eq!(node.network.counts().peers_unfit, 1);
+        assert_eq!(node.peer(key(9)).agent.as_deref(), Some("liar"));
+        // It was hung up on.
+        assert!(!liar.is_connected(&peer_id(node.key)) || hung_up(&mut liar).await);
+    }
+}
+
+async fn hung_up(liar: &mut Swarm<Liar>) -> bool {
+    within(async {
+        while !matches!(
+            liar.select_next_some().await,
+            SwarmEvent::ConnectionClosed { .. }
+        ) {}
+        true
+    })
+    .await
+}
+
+/// A peer that takes part and then stops to read: its swarm is not driven any more, so its buffers fill, then
+/// the connection's, then the node's queue for it.
+#[tokio::test]
+async fn a_peer_that_reads_nothing_slows_nobody_and_is_called_silent() {
+    let beat = Duration::from_millis(500);
+    let node = start_with(1, &[TCP], vec![caller(2), caller(9)], beat).await;
+    let mut stuck = subscribed(liar(9, &node)).await;
+    let friend = start(2, vec![node.address()]).await;
+    while_running(&mut stuck, node.connected_to(vec![key(2), key(9)])).await;
+    let friend_key = friend.key;
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let mut events = friend.events;
+    let network = friend.network;
+    tokio::spawn(async move {
+        let _network = network;
+        while let Some(event) = events.recv().await {
+            if let p2p::Event::Gossip { data, .. } = event {
+                let _ = heard.send(data);
+            }
+        }
+    });
+    // Nobody drives `stuck` from here on. More than the sockets and the queue for it can hold.
+    let mut unsent = 0;
+    for i in 0_u32.. {
+        let mut large = vec![0; MAX_GOSSIP_BYTES];
+        large[..4].copy_from_slice(&i.to_be_bytes());
+        let published = node.network.publish(large.clone()).await;
+        if published == Err(p2p::PublishError::TooFast) {
+            sleep(Duration::from_millis(10)).await;
+        } else {
+            assert_eq!(published, Ok(()));
+            // The friend has each before the next is sent: it waits for nobody.
+            assert_eq!(within(hears.recv()).await.unwrap(), large);
+        }
+        unsent = node.peer(key(9)).gossip_unsent;
+        if unsent > 0 {
+            break;
+        }
+    }
+    assert!(unsent > 0);
+    until(|| node.peer(key(9)).state == PeerState::Silent).await;
+    assert_eq!(node.network.connected(), [friend_key]);
+    assert_eq!(node.peer(friend_key).gossip_unsent, 0);
+    // The connection itself goes too, although nobody takes what is left to be written.
+    until(|| node.peer(key(9)).transport.is_none()).await;
+    drop(stuck);
 }
 
 #[tokio::test]
@@ -350,7 +465,7 @@ async fn a_flood_is_cut_to_its_rate_while_others_get_through() {
         {
             said += 1;
         }
-        while let Ok(event) = node.events.try_recv() {
+        while let Some(event) = node.events.try_recv() {
             match event {
                 p2p::Event::Gossip { from, .. } if from == key(9) => from_liar += 1,
                 p2p::Event::Gossip { .. } => from_friend += 1,

@@ -1,4 +1,4 @@
-//! Nodes that keep to the rules, over loopback TCP.
+//! Nodes that keep to the rules, over loopback.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -11,18 +11,21 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use p2p::{
-    AskError, Event, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, PeerAddress, PublishError, Refusal, Settings,
-    StartError,
+    AskError, Event, HEARTBEAT_INTERVAL, MAX_ASK_BYTES, MAX_GOSSIP_BYTES, MAX_OPEN_ASKS_PER_PEER,
+    Network, PeerAddress, PeerState, PublishError, Refusal, Settings, StartError,
 };
-use support::{NETWORK, Node, caller, cluster, identity, key, start, start_at, until, within};
+use support::{
+    NETWORK, Node, TCP, caller, cluster, identity, key, start, start_at, start_with, until, within,
+};
 
-/// Answers every question by what `answer` makes of it.
-fn serve(node: Node, answer: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'static) {
+/// Takes all events, as a node does, and answers questions by what `answer` makes of them.
+fn serve(node: Node, answer: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'static) -> Network {
     let Node {
         network,
         mut events,
         ..
     } = node;
+    let handle = network.clone();
     tokio::spawn(async move {
         // The network ends with its last handle.
         let _network = network;
@@ -35,6 +38,7 @@ fn serve(node: Node, answer: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'stati
             }
         }
     });
+    handle
 }
 
 #[tokio::test]
@@ -146,9 +150,8 @@ async fn a_question_waits_for_its_peer_to_come() {
     let first = start(1, vec![caller(2)]).await;
     let network = first.network.clone();
     let question = tokio::spawn(async move { network.ask(key(2), b"there?".to_vec()).await });
-    serve(start(2, vec![first.address()]).await, |_| {
-        Some(b"yes".to_vec())
-    });
+    let second = start(2, vec![first.address()]).await;
+    serve(second, |_| Some(b"yes".to_vec()));
     assert_eq!(within(question).await.unwrap().unwrap(), b"yes");
 }
 
@@ -196,16 +199,118 @@ async fn the_one_who_stayed_calls_a_restarted_peer() {
 }
 
 #[tokio::test]
-async fn a_node_too_slow_to_take_its_events_loses_gossip_and_refuses_questions() {
-    let nodes = cluster(&[1, 2]).await;
-    for i in 0..p2p::MAX_EVENTS as u32 {
-        nodes[0].publish(&i.to_be_bytes()).await;
+async fn a_node_too_slow_to_take_its_events_loses_the_oldest_gossip_and_refuses_questions() {
+    let mut nodes = cluster(&[1, 2]).await;
+    let (mut slow, first) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    let said = u32::try_from(p2p::MAX_GOSSIP_WAITING_PER_PEER).unwrap() + 10;
+    for i in 0..said {
+        first.publish(&i.to_be_bytes()).await;
     }
-    // The connection's own event took one place.
-    until(|| nodes[1].network.counts().gossip_dropped >= 1).await;
-    let refused = within(nodes[0].network.ask(nodes[1].key, vec![])).await;
-    assert_eq!(refused, Err(AskError::Refused(Refusal::Busy)));
-    assert_eq!(nodes[1].network.counts().asks_busy, 1);
+    until(|| slow.peer(first.key).gossip_dropped == 10).await;
+    let shown = slow.peer(first.key);
+    assert_eq!(shown.gossip_waiting, p2p::MAX_GOSSIP_WAITING_PER_PEER);
+    assert_eq!(slow.network.counts().gossip_dropped, 10);
+    let ask = |network: Network| async move { network.ask(slow_key(), vec![]).await };
+    let asking: Vec<_> = (0..MAX_OPEN_ASKS_PER_PEER)
+        .map(|_| tokio::spawn(ask(first.network.clone())))
+        .collect();
+    until(|| slow.peer(first.key).asks_open == MAX_OPEN_ASKS_PER_PEER).await;
+    drop(asking);
+    // What it takes in the end is the latest, in order.
+    let next = slow.next_gossip().await;
+    assert_eq!(next, (first.key, 10_u32.to_be_bytes().to_vec()));
+}
+
+fn slow_key() -> protocol::identity::PeerKey {
+    key(2)
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_when_one_does_not_answer() {
+    let first = start(1, vec![caller(2)]).await;
+    // Nobody listens at the first; at the second is somebody else.
+    let other = start(9, vec![caller(2)]).await;
+    let mut addresses = vec!["/ip4/127.0.0.1/tcp/1".to_owned()];
+    addresses.extend(other.network.listen_addresses());
+    addresses.extend(first.network.listen_addresses());
+    let second = start(
+        2,
+        vec![PeerAddress {
+            key: first.key,
+            addresses,
+        }],
+    )
+    .await;
+    second.connected_to(vec![first.key]).await;
+    let listening = first.network.listen_addresses().remove(0);
+    let address = second.peer(first.key).address.unwrap();
+    assert!(address.starts_with(&listening), "{address}");
+}
+
+#[tokio::test]
+async fn a_peer_shows_what_it_runs_how_far_it_is_and_why_it_is_away() {
+    let beat = Duration::from_millis(100);
+    let first = start_with(1, &[TCP], vec![caller(2)], beat).await;
+    let second = start_with(2, &[TCP], vec![first.address()], beat).await;
+    let (first_key, second_key) = (first.key, second.key);
+    let second = serve(second, Some);
+    until(|| first.peer(second_key).heartbeats >= 3).await;
+    let shown = first.peer(second_key);
+    assert_eq!(shown.state, PeerState::Connected);
+    assert_eq!(shown.why, None);
+    let agent = format!("drawbridge/{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(shown.agent, Some(agent));
+    assert!(shown.rtt_us.unwrap() > 0);
+    assert!(shown.sees_us_at.unwrap().starts_with("/ip4/127.0.0.1/tcp/"));
+    assert!(first.network.counts().heartbeats >= 3);
+    second.shutdown().await;
+    until(|| first.peer(second_key).state == PeerState::Away).await;
+    assert!(first.peer(second_key).why.is_some());
+    // Nobody listens there any more: the reason for failing calls is shown.
+    let lonely = start(
+        3,
+        vec![PeerAddress {
+            key: first_key,
+            addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
+        }],
+    )
+    .await;
+    until(|| {
+        lonely
+            .peer(first_key)
+            .why
+            .is_some_and(|why| why.contains("refused"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_look_at_its_events_is_shown_as_silent_until_it_does() {
+    let beat = Duration::from_millis(300);
+    let first = start_with(1, &[TCP], vec![caller(2)], beat).await;
+    let hung = start(2, vec![first.address()]).await;
+    until(|| first.network.counts().peers_silent >= 1).await;
+    until(|| first.peer(hung.key).state == PeerState::Silent).await;
+    assert_eq!(first.network.connected(), []);
+    assert!(first.peer(hung.key).why.unwrap().contains("heartbeats"));
+    assert!(first.network.counts().heartbeats_missed >= 3);
+    // It comes back to life.
+    let awake = hung.key;
+    let _network = serve(hung, Some);
+    first.connected_to(vec![awake]).await;
+    let answer = within(first.network.ask(awake, b"there?".to_vec())).await;
+    assert_eq!(answer.unwrap(), b"there?");
+}
+
+#[tokio::test]
+async fn a_name_is_as_good_as_an_address() {
+    let first = start(1, vec![caller(2)]).await;
+    let mut named = first.address();
+    for address in &mut named.addresses {
+        *address = address.replace("/ip4/127.0.0.1/", "/dns4/localhost/");
+    }
+    let second = start(2, vec![named]).await;
+    second.connected_to(vec![first.key]).await;
 }
 
 #[tokio::test]
@@ -230,6 +335,7 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
         listen: vec![listen.to_owned()],
         peers,
         network: network.to_owned(),
+        heartbeat: HEARTBEAT_INTERVAL,
     };
     let any = "/ip4/127.0.0.1/tcp/0";
     let refused = async |settings: Settings| {
@@ -237,7 +343,13 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
             .await
             .expect_err("must not start")
     };
-    for bad in ["127.0.0.1:7000", "/ip4/127.0.0.1/udp/7000", "/memory/1", ""] {
+    for bad in [
+        "127.0.0.1:7000",
+        "/ip4/127.0.0.1/udp/7000",
+        "/dns4/localhost/tcp/7000",
+        "/memory/1",
+        "",
+    ] {
         let error = refused(settings(bad, vec![], NETWORK)).await;
         assert!(matches!(error, StartError::Address(_)), "{bad}: {error}");
     }
@@ -257,11 +369,7 @@ async fn wrong_settings_are_refused_with_the_setting_named() {
     let error = refused(settings(any, many.collect(), NETWORK)).await;
     assert!(matches!(error, StartError::TooManyPeers(_)), "{error}");
     let taken = start(3, vec![]).await;
-    let error = refused(settings(
-        &taken.network.listen_addresses()[0],
-        vec![],
-        NETWORK,
-    ))
-    .await;
+    let address = &taken.network.listen_addresses()[0];
+    let error = refused(settings(address, vec![], NETWORK)).await;
     assert!(matches!(error, StartError::Listen { .. }), "{error}");
 }

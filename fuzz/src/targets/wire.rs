@@ -76,9 +76,12 @@ fn stream(bytes: &[u8]) -> Verdict {
         let Ok(question) = read_question(rest) else {
             return Verdict::Refused;
         };
+        let Some(question) = question else {
+            return Verdict::Accepted;
+        };
         let written = write_question(question.clone()).unwrap();
         let again = read_question(&written).unwrap();
-        (written, again == question)
+        (written, again == Some(question))
     } else {
         let Ok(answer) = read_answer(rest) else {
             return Verdict::Refused;

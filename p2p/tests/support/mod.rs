@@ -1,10 +1,12 @@
 //! Nodes over loopback TCP, and waiting for conditions with a bound.
 
+#![allow(dead_code, reason = "not everything in every test binary")]
+
 use std::{future::Future, time::Duration};
 
-use p2p::{Event, Network, PeerAddress, Settings};
+use p2p::{Event, Events, Network, PeerAddress, PeerStatus, Settings};
 use protocol::identity::{Identity, PeerKey};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 
 /// Bound of every wait here; conditions usually hold within a fraction of a second.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -13,7 +15,7 @@ pub const NETWORK: &str = "regtest-test";
 pub struct Node {
     pub key: PeerKey,
     pub network: Network,
-    pub events: mpsc::Receiver<Event>,
+    pub events: Events,
 }
 
 pub fn identity(seed: u8) -> Identity {
@@ -32,11 +34,27 @@ pub fn caller(seed: u8) -> PeerAddress {
     }
 }
 
+pub const TCP: &str = "/ip4/127.0.0.1/tcp/0";
+pub const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
+/// Heartbeats in most tests: nobody is taken for silent because a test does not look at its events.
+const SELDOM: Duration = Duration::from_secs(600);
+
 pub async fn start_at(seed: u8, listen: &str, peers: Vec<PeerAddress>) -> Node {
+    start_with(seed, &[listen], peers, SELDOM).await
+}
+
+pub async fn start_with(
+    seed: u8,
+    listen: &[&str],
+    peers: Vec<PeerAddress>,
+    heartbeat: Duration,
+) -> Node {
     let settings = Settings {
-        listen: vec![listen.to_owned()],
+        listen: listen.iter().map(|address| (*address).to_owned()).collect(),
         peers,
         network: NETWORK.to_owned(),
+        heartbeat,
     };
     let (network, events) = p2p::start(&identity(seed), &settings).await.unwrap();
     Node {
@@ -47,7 +65,7 @@ pub async fn start_at(seed: u8, listen: &str, peers: Vec<PeerAddress>) -> Node {
 }
 
 pub async fn start(seed: u8, peers: Vec<PeerAddress>) -> Node {
-    start_at(seed, "/ip4/127.0.0.1/tcp/0", peers).await
+    start_at(seed, TCP, peers).await
 }
 
 impl Node {
@@ -70,6 +88,15 @@ impl Node {
                 return (from, data);
             }
         }
+    }
+
+    /// How it stands with a peer.
+    pub fn peer(&self, key: PeerKey) -> PeerStatus {
+        let peers = self.network.peers();
+        peers
+            .into_iter()
+            .find(|peer| peer.key == key)
+            .expect("a peer")
     }
 
     /// Waits until exactly these are connected.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use p2p::{Event, Network, PeerAddress};
+use p2p::{Event, Events, Network, PeerAddress};
 use protocol::{
     batch::BodyHash,
     hash,
@@ -18,7 +18,7 @@ use protocol::{
     roster::Roster,
 };
 use threshold::{SignerId, sign::Commitments};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// How long all operators may take to be connected.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -82,7 +82,7 @@ pub async fn join(
     listen: &[String],
     roster: &Roster,
     parameters: &Parameters,
-) -> anyhow::Result<(Network, mpsc::Receiver<Event>)> {
+) -> anyhow::Result<(Network, Events)> {
     let me = identity.public();
     let others = roster.members().filter(|member| member.key != me);
     let settings = p2p::Settings {
@@ -94,6 +94,7 @@ pub async fn join(
             })
             .collect(),
         network: network_name(roster, parameters),
+        heartbeat: p2p::HEARTBEAT_INTERVAL,
     };
     Ok(p2p::start(identity, &settings).await?)
 }
@@ -282,7 +283,7 @@ impl Wire {
 }
 
 /// Answers as a coordinator does, until the network ends.
-async fn serve(mut events: mpsc::Receiver<Event>, bodies: Bodies, said: watch::Sender<Votes>) {
+async fn serve(mut events: Events, bodies: Bodies, said: watch::Sender<Votes>) {
     while let Some(event) = events.recv().await {
         let Event::Ask { from, data, reply } = event else {
             continue;
