@@ -49,6 +49,8 @@ pub enum ChainEvent {
         height: u32,
         /// Its hash.
         hash: BlockHash,
+        /// Its content, checked against the hash, if the node has it still: what it holds may never come back.
+        block: Option<Box<Block>>,
     },
 }
 
@@ -209,7 +211,7 @@ impl Follower {
             self.rpc.check_network(self.network).await?;
             self.checked = true;
         }
-        if let Some(step) = self.unwind()? {
+        if let Some(step) = self.unwind().await? {
             return Ok(Look::Step(step));
         }
         let info = self.rpc.chain_info().await?;
@@ -225,7 +227,7 @@ impl Follower {
     }
 
     /// Disconnects one block of a reorganisation that was found.
-    fn unwind(&mut self) -> Result<Option<Step>, FollowError> {
+    async fn unwind(&mut self) -> Result<Option<Step>, FollowError> {
         let Some(first) = self.unwind_to else {
             return Ok(None);
         };
@@ -236,9 +238,19 @@ impl Follower {
         let Some((position, block)) = self.position.disconnected() else {
             return Err(self.too_deep());
         };
+        let content = match self.rpc.block(block.hash).await {
+            Ok(content) => Some(Box::new(content)),
+            Err(error) if error.is_transient() => return Err(error.into()),
+            // Another node than the one that has shown it, or a pruned one.
+            Err(error) => {
+                info!(height = block.height, %error, "the block that left the chain is not to be had");
+                None
+            }
+        };
         let event = ChainEvent::Disconnected {
             height: block.height,
             hash: block.hash,
+            block: content,
         };
         Ok(Some(Step { event, position }))
     }

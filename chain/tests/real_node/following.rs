@@ -34,7 +34,14 @@ fn short(event: &ChainEvent) -> (char, u32, BlockHash) {
             assert_eq!(block.block_hash(), *hash);
             ('+', *height, *hash)
         }
-        ChainEvent::Disconnected { height, hash } => ('-', *height, *hash),
+        ChainEvent::Disconnected {
+            height,
+            hash,
+            block,
+        } => {
+            assert_eq!(block.as_ref().map(|block| block.block_hash()), Some(*hash));
+            ('-', *height, *hash)
+        }
     }
 }
 
