@@ -8,9 +8,10 @@ use std::{
 use ledger::OperationId;
 use node::clock::now_ms;
 use protocol::{
-    api::{BatchStatus, RequestStatus},
+    api::BatchStatus,
     identity::PeerKey,
     message::{Gossip, Refusal, Subject, encode},
+    pipeline::Input,
     roster::Roster,
     signing::Waiting,
 };
@@ -18,11 +19,11 @@ use storage::Changes;
 use tokio::sync::watch;
 
 use crate::{
+    advance::advance,
     gossip::{self, Outcome, Report, Task},
     live::Live,
     pipeline::{Pipeline, StageError},
-    queue,
-    records::{BATCHES, BROADCAST, BatchRecord, SIGN},
+    records::{BATCHES, BatchRecord, SIGN},
     refusals::{self, LeftOut, Weighed},
 };
 
@@ -99,23 +100,19 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     match report.outcome {
         Outcome::Signed { signatures, .. } => {
             let transaction = built.complete(&signatures)?;
-            let record = BatchRecord {
-                status: BatchStatus::Signed,
+            let mut record = BatchRecord {
                 transaction: Some(transaction.clone()),
                 ..record
             };
-            changes.put(&BATCHES, &record.sequence.0, &record);
-            for request in &record.requests {
-                queue::mark(&pipeline.store, &mut changes, request, |progress| {
-                    progress.step(RequestStatus::Signed, now_ms());
-                })?;
-            }
-            queue.ack(&mut changes, lease);
-            pipeline.store.queue(&BROADCAST)?.push(
+            advance(
+                &pipeline.store,
                 &mut changes,
-                &record.key(),
-                &record.sequence.0,
+                &mut record,
+                Input::Signed,
+                None,
             )?;
+            changes.put(&BATCHES, &record.sequence.0, &record);
+            queue.ack(&mut changes, lease);
             pipeline.commit(changes).await?;
             tracing::info!(stage = "aggregate", sequence = record.sequence.0, txid = %candidate.txid, "batch signed");
             if let Err(error) = pipeline

@@ -21,8 +21,8 @@ use crate::{
     pipeline::{Pipeline, StageError},
     queue,
     records::{
-        BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, REQUESTS, Request, RequestKey, TERMS,
-        TOP_UPS, UNRIPE,
+        BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, Progress, REQUESTS, Request, RequestKey,
+        TERMS, TOP_UPS, UNRIPE,
     },
 };
 
@@ -86,7 +86,8 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
         };
         match lease.item {
             Request::Signed(id) => {
-                let Some(record) = store.get(&OPERATIONS, &id.0)? else {
+                let record = store.get(&OPERATIONS, &id.0)?;
+                let Some(record) = record.filter(|row| is_queued(&row.progress)) else {
                     requests.ack(changes, lease);
                     continue;
                 };
@@ -125,6 +126,11 @@ fn in_nonce_order<T, K: Ord + Copy>(picks: Vec<T>, key: impl Fn(&T) -> (K, Optio
         .collect()
 }
 
+/// What was queued may have been confirmed, or refused, on another way since.
+fn is_queued(progress: &Progress) -> bool {
+    progress.status == RequestStatus::Queued
+}
+
 async fn pick_deposit(
     pipeline: &Pipeline,
     changes: &mut Changes,
@@ -134,7 +140,9 @@ async fn pick_deposit(
     let store = &pipeline.store;
     let requests = store.queue(&REQUESTS)?;
     let parameters = pipeline.vault.parameters();
-    let record = store.get(&DEPOSITS, &outpoint)?;
+    let record = store
+        .get(&DEPOSITS, &outpoint)?
+        .filter(|row| is_queued(&row.progress));
     let terms = match &record {
         Some(record) => store.get(&TERMS, &record.terms.0)?,
         None => None,
@@ -169,6 +177,8 @@ async fn pick_deposit(
         } else {
             queue::mark(store, changes, &request, |progress| {
                 progress.step(RequestStatus::Received, now_ms());
+                progress.reason =
+                    Some("it is not deep enough in the chain any more, or spent".to_owned());
                 progress.tries = progress.tries.saturating_add(1);
             })?;
             changes.put(
@@ -324,6 +334,7 @@ fn record(
         sequence,
         tries,
         status: BatchStatus::Formed,
+        reason: None,
         requests: picks.iter().map(|pick| pick.lease.item).collect(),
         operations: picks.iter().map(|pick| pick.operation.clone()).collect(),
         terms: deposits.clone().map(|(terms, _)| terms.clone()).collect(),

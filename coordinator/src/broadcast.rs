@@ -1,22 +1,26 @@
-//! Stage 7: gives a signed batch to the Bitcoin network, and gives it again while it is unconfirmed.
+//! Stage 7: gives a signed batch to the Bitcoin network, and sees that it stays there: a batch that has left the
+//! node's mempool is given again.
 
 use std::time::Instant;
 
+use bitcoin::Transaction;
 use chain::submit::{Submission, submit};
 use node::clock::now_ms;
-use protocol::api::{BatchStatus, RequestStatus};
-use storage::Changes;
+use protocol::{api::BatchStatus, pipeline::Input};
+use storage::{Changes, Direction};
 
 use crate::{
+    advance::{advance, explain},
     batch::elapsed_ms,
     pipeline::{Pipeline, StageError},
-    queue,
-    records::{BATCHES, BROADCAST, BatchRecord, CONFIRM},
+    records::{BATCHES, BROADCAST, BatchRecord},
 };
 
 const LEASE_MS: u64 = 60_000;
-/// An unconfirmed batch is submitted again this often, in ms: mempools forget.
-const RESUBMIT_MS: u64 = 30_000;
+/// How often the node is asked whether it still has the batches that it was given, in ms: mempools forget.
+const LOOK_MS: u64 = 5_000;
+/// Batches that left the chain together and wait to be confirmed again.
+const MAX_OPEN: usize = 64;
 
 /// Submits the batch that waits for it. Gives whether there was one.
 ///
@@ -49,65 +53,91 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
                 .unwrap_or(record);
             record.broadcast_ms.get_or_insert(now_ms());
             record.stage_ms.broadcast = Some(elapsed);
-            if record.status == BatchStatus::Signed {
-                record.status = BatchStatus::Broadcast;
-                for request in &record.requests {
-                    queue::mark(&pipeline.store, &mut changes, request, |progress| {
-                        progress.step(RequestStatus::Broadcast, now_ms());
-                    })?;
-                }
-            }
+            advance(
+                &pipeline.store,
+                &mut changes,
+                &mut record,
+                Input::Submitted,
+                None,
+            )?;
             changes.put(&BATCHES, &record.sequence.0, &record);
             queue.ack(&mut changes, lease);
-            pipeline.store.queue(&CONFIRM)?.push(
-                &mut changes,
-                &record.key(),
-                &record.sequence.0,
-            )?;
-            return pipeline.commit(changes).await.map(|()| true);
+            pipeline.commit(changes).await.map(|()| true)
         }
         Err(reason) => {
-            tracing::warn!(stage = "broadcast", sequence = record.sequence.0, %reason, "not taken by the node; trying again");
+            let sequence = record.sequence.0;
+            tracing::warn!(stage = "broadcast", sequence, %reason, "not taken by the node; trying again");
             queue.retry(&mut changes, lease, now_ms(), &reason);
+            let reason = format!("batch {sequence} waits: the Bitcoin node says: {reason}");
+            pipeline.commit(changes).await?;
+            told(pipeline, sequence, Some(&reason)).await?;
+            Ok(true)
         }
     }
-    pipeline.commit(changes).await?;
-    Ok(true)
 }
 
-/// Submits a batch that has been unconfirmed for a while once more.
+/// Looks from time to time whether the node still has the batches that were given to it, and gives them again,
+/// oldest first, if not.
 ///
 /// # Errors
-/// [`StageError`].
+/// [`StageError`]; it is looked again later.
 pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
     let Some(head) = pipeline.head() else {
         return Ok(());
     };
+    let now = now_ms();
+    if now.abs_diff(pipeline.looked_ms) < LOOK_MS {
+        return Ok(());
+    }
+    pipeline.looked_ms = now;
     let next = head.commitment.sequence.0.saturating_add(1);
-    let Some(record) = pipeline.store.get(&BATCHES, &next)? else {
-        return Ok(());
-    };
-    let due = record
-        .broadcast_ms
-        .is_some_and(|at| now_ms().saturating_sub(at) > RESUBMIT_MS);
-    if record.status != BatchStatus::Broadcast || !due {
-        return Ok(());
+    let rows: Vec<_> = pipeline
+        .store
+        .iter(&BATCHES, next.., Direction::Forward, MAX_OPEN)?
+        .collect::<Result<_, _>>()?;
+    for (sequence, record) in rows {
+        let Some(transaction) = record
+            .transaction
+            .as_ref()
+            .filter(|_| record.status == BatchStatus::Broadcast)
+        else {
+            continue;
+        };
+        let txid = transaction.compute_txid();
+        if pipeline.rpc.mempool_entry(txid).await?.is_some() {
+            told(pipeline, sequence, None).await?;
+            continue;
+        }
+        tracing::warn!(stage = "broadcast", sequence, %txid, "the node has not got the batch any more; submitting it again");
+        let given = give(pipeline, &record).await;
+        let reason = given.err().map(|reason| {
+            tracing::warn!(stage = "broadcast", sequence, %reason, "an unconfirmed batch was refused");
+            format!("batch {sequence} waits: the Bitcoin node says: {reason}")
+        });
+        told(pipeline, sequence, reason.as_deref()).await?;
     }
-    if let Err(reason) = give(pipeline, &record).await {
-        tracing::warn!(stage = "broadcast", sequence = next, %reason, "an unconfirmed batch was refused");
-    }
+    Ok(())
+}
+
+/// Writes why a batch waits, or that it waits no more.
+async fn told(pipeline: &Pipeline, sequence: u64, reason: Option<&str>) -> Result<(), StageError> {
     let _writing = pipeline.writing.clone().lock_owned().await;
-    let Some(mut record) = pipeline.store.get(&BATCHES, &next)? else {
+    let Some(mut record) = pipeline.store.get(&BATCHES, &sequence)? else {
         return Ok(());
     };
-    record.broadcast_ms = Some(now_ms());
+    let waits = matches!(record.status, BatchStatus::Signed | BatchStatus::Broadcast);
     let mut changes = Changes::new();
-    changes.put(&BATCHES, &next, &record);
+    if waits && explain(&pipeline.store, &mut changes, &mut record, reason)? {
+        changes.put(&BATCHES, &sequence, &record);
+        if let Some(reason) = reason {
+            pipeline.say(reason.to_owned());
+        }
+    }
     pipeline.commit(changes).await
 }
 
 async fn give(pipeline: &Pipeline, record: &BatchRecord) -> Result<(), String> {
-    let transaction = record
+    let transaction: &Transaction = record
         .transaction
         .as_ref()
         .ok_or("the batch has no transaction")?;

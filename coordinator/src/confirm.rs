@@ -1,121 +1,98 @@
 //! Stage 8: follows batches in the chain, from confirmed to final, and back when a block leaves the chain.
+//!
+//! What is written of a batch is compared with the history after every block, and once at the start: so a block whose
+//! consequences were lost in a crash has them then.
 
-use bitcoin::OutPoint;
-use node::{clock::now_ms, history::Moved};
-use protocol::api::{BatchStatus, RequestStatus};
-use storage::{Changes, Direction, ReadError, Store};
+use node::{
+    clock::now_ms,
+    history::{Confirmed, History},
+};
+use protocol::{api::BatchStatus, pipeline::Input};
+use storage::{Changes, Direction, Store};
 
 use crate::{
-    queue,
+    advance::advance,
+    pipeline::StageError,
     records::{BATCHES, BatchRecord, CONFIRM, TOP_UPS},
 };
 
-/// Batches looked at after a block.
+/// Batches looked at after a block. More than can be in the chain and not final.
 const MAX_OPEN: usize = 64;
 
-/// Takes what a block changed. Safe to repeat.
+/// Takes every open batch to where the chain says that it is. Safe to repeat.
 ///
 /// # Errors
 /// A damaged database.
 pub fn take(
     store: &Store,
-    moved: &Moved,
-    height: u32,
+    history: &History,
     final_confirmations: u32,
     changes: &mut Changes,
-) -> Result<(), ReadError> {
-    for row in &moved.disconnected {
-        let sequence = row.treasury.commitment.sequence.0;
-        if let Some(mut record) = store.get(&BATCHES, &sequence)?
-            && record.txid() == Some(row.txid)
-        {
-            tracing::warn!(stage = "confirm", sequence, "batch left the chain");
-            record.height = None;
-            step(
-                store,
-                changes,
-                record,
-                BatchStatus::Broadcast,
-                RequestStatus::Broadcast,
-            )?;
-        }
-    }
-    for row in &moved.connected {
-        let sequence = row.treasury.commitment.sequence.0;
-        let Some(mut record) = store.get(&BATCHES, &sequence)? else {
+) -> Result<(), StageError> {
+    for row in store.iter(&BATCHES, .., Direction::Back, MAX_OPEN)? {
+        let (sequence, mut record) = row?;
+        let block = history
+            .confirmed(record.sequence)
+            .filter(|block| record.txid() == Some(block.txid));
+        let Some(input) = seen(&record, block, history.height(), final_confirmations) else {
+            if record.status == BatchStatus::Final {
+                break;
+            }
             continue;
         };
-        if record.txid() != Some(row.txid) {
-            continue;
-        }
-        tracing::info!(stage = "confirm", sequence, height = row.height, txid = %row.txid, "batch confirmed");
-        record.height = Some(row.height);
-        if let Some(transaction) = &record.transaction {
-            for input in &transaction.input {
-                changes.delete::<OutPoint, _>(&TOP_UPS, &input.previous_output);
+        let mut reason = None;
+        match (input, block) {
+            (Input::Connected, Some(block)) => connected(&mut record, block, changes),
+            (Input::Disconnected, _) => {
+                tracing::warn!(stage = "confirm", sequence, "batch left the chain");
+                record.height = None;
+                reason = Some("its block left the chain; the same transaction is submitted again");
             }
+            _ => tracing::info!(stage = "confirm", sequence, "batch final"),
         }
-        let since = record.broadcast_ms.unwrap_or_else(now_ms);
-        record
-            .stage_ms
-            .confirm
-            .get_or_insert(now_ms().saturating_sub(since));
-        step(
-            store,
-            changes,
-            record,
-            BatchStatus::Confirmed,
-            RequestStatus::Confirmed,
-        )?;
-    }
-    let confirmed_now = |sequence: u64| {
-        moved
-            .connected
-            .iter()
-            .any(|row| row.treasury.commitment.sequence.0 == sequence)
-    };
-    for row in store.iter(&BATCHES, .., Direction::Back, MAX_OPEN)? {
-        let (sequence, record) = row?;
-        if record.status == BatchStatus::Final {
-            break;
-        }
-        let deep = record
-            .height
-            .is_some_and(|at| height.saturating_add(1).saturating_sub(at) >= final_confirmations);
-        if record.status == BatchStatus::Confirmed && deep && !confirmed_now(sequence) {
-            tracing::info!(stage = "confirm", sequence, "batch final");
-            step(
-                store,
-                changes,
-                record,
-                BatchStatus::Final,
-                RequestStatus::Final,
-            )?;
-        }
+        advance(store, changes, &mut record, input, reason)?;
+        changes.put(&BATCHES, &sequence, &record);
     }
     settle(store, changes)
 }
 
-fn step(
-    store: &Store,
-    changes: &mut Changes,
-    mut record: BatchRecord,
-    status: BatchStatus,
-    requests: RequestStatus,
-) -> Result<(), ReadError> {
-    record.status = status;
-    let now = now_ms();
-    for request in &record.requests {
-        queue::mark(store, changes, request, |progress| {
-            progress.step(requests, now)
-        })?;
+/// What the chain says of a batch that is not written yet.
+fn seen(
+    record: &BatchRecord,
+    block: Option<&Confirmed>,
+    height: u32,
+    final_confirmations: u32,
+) -> Option<Input> {
+    let is_written = matches!(record.status, BatchStatus::Confirmed | BatchStatus::Final);
+    match block {
+        Some(block) if !is_written || record.height != Some(block.height) => Some(Input::Connected),
+        Some(block) => {
+            let depth = height.saturating_add(1).saturating_sub(block.height);
+            let is_new = record.status == BatchStatus::Confirmed;
+            (is_new && depth >= final_confirmations).then_some(Input::Deep)
+        }
+        None => is_written.then_some(Input::Disconnected),
     }
-    changes.put(&BATCHES, &record.sequence.0, &record);
-    Ok(())
+}
+
+fn connected(record: &mut BatchRecord, block: &Confirmed, changes: &mut Changes) {
+    let sequence = record.sequence.0;
+    tracing::info!(stage = "confirm", sequence, height = block.height, txid = %block.txid, "batch confirmed");
+    record.height = Some(block.height);
+    if let Some(transaction) = &record.transaction {
+        for input in &transaction.input {
+            changes.delete(&TOP_UPS, &input.previous_output);
+        }
+    }
+    let since = record.broadcast_ms.unwrap_or_else(now_ms);
+    record
+        .stage_ms
+        .confirm
+        .get_or_insert(now_ms().saturating_sub(since));
 }
 
 /// Takes batches out of the queue once they are final.
-fn settle(store: &Store, changes: &mut Changes) -> Result<(), ReadError> {
+fn settle(store: &Store, changes: &mut Changes) -> Result<(), StageError> {
     let queue = store.queue(&CONFIRM)?;
     let mut open = Vec::new();
     while let Some(lease) = queue.lease(now_ms(), 1_000)? {

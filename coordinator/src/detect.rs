@@ -100,17 +100,32 @@ fn find(
         let Some(terms) = store.get(&TERMS, &hash.0)? else {
             continue;
         };
-        if let Some(known) = store.get(&DEPOSITS, &output.outpoint)?
-            && known.progress.status != RequestStatus::Received
+        let known = store.get(&DEPOSITS, &output.outpoint)?;
+        let is_over = |status| matches!(status, RequestStatus::Received | RequestStatus::Refused);
+        if let Some(known) = &known
+            && !is_over(known.progress.status)
         {
+            // Queued or in a batch: its block left the chain, and this one has it again.
+            let record = DepositRecord {
+                height,
+                ..known.clone()
+            };
+            changes.put(&DEPOSITS, &output.outpoint, &record);
             continue;
+        }
+        let mut progress = Progress::new(RequestStatus::Received, now);
+        if let Some(known) = known {
+            let tries = known.progress.tries.saturating_add(1);
+            progress = known.progress;
+            progress.tries = tries;
+            progress.step(RequestStatus::Received, now);
         }
         let mut record = DepositRecord {
             outpoint: output.outpoint,
             terms: *hash,
             value: output.value,
             height,
-            progress: Progress::new(RequestStatus::Received, now),
+            progress,
         };
         if terms.credited(output.value).is_none() {
             record.progress.refuse(
@@ -194,7 +209,10 @@ fn ripen(
     for row in store.iter(&UNRIPE, ..=end, Direction::Forward, MAX_RIPENING)? {
         let (key, ()) = row?;
         let (_, outpoint) = key;
-        let Some(record) = store.get(&DEPOSITS, &outpoint)? else {
+        let record = store.get(&DEPOSITS, &outpoint)?;
+        let Some(record) = record.filter(|row| row.progress.status == RequestStatus::Received)
+        else {
+            changes.delete(&UNRIPE, &key);
             continue;
         };
         let Some(terms) = store.get(&TERMS, &record.terms.0)? else {
@@ -221,8 +239,8 @@ fn ripen(
     Ok(())
 }
 
-/// Forgets what was found in a block that left the chain and is not in a batch yet. A deposit that is
-/// already queued is looked at again when the batch is formed.
+/// Takes the confirmations of what was found in a block that left the chain and is not in a batch yet: a deposit waits
+/// to be found again. One that is already queued is looked at again when the batch is formed.
 fn forget(store: &Store, height: u32, changes: &mut Changes) -> Result<(), ReadError> {
     let start = (
         height,
@@ -233,11 +251,13 @@ fn forget(store: &Store, height: u32, changes: &mut Changes) -> Result<(), ReadE
     );
     for row in store.iter(&UNRIPE, start.., Direction::Forward, MAX_RIPENING)? {
         let (key, ()) = row?;
-        if let Some(record) = store.get(&DEPOSITS, &key.1)?
+        if let Some(mut record) = store.get(&DEPOSITS, &key.1)?
             && record.height == height
         {
+            record.progress.reason =
+                Some("its block left the chain; it waits to be in another one".to_owned());
             changes.delete(&UNRIPE, &key);
-            changes.delete(&DEPOSITS, &key.1);
+            changes.put(&DEPOSITS, &key.1, &record);
         }
     }
     for row in store.iter(&TOP_UPS, .., Direction::Forward, MAX_RIPENING)? {

@@ -11,6 +11,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+pub mod advance;
 pub mod aggregate;
 pub mod answer;
 pub mod api;

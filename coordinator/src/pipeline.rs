@@ -20,6 +20,7 @@ use protocol::{
     api::{BatchStatus, RequestStatus},
     deposit::TermsError,
     identity::PeerKey,
+    pipeline::Input,
     reputation::Standing,
     roster::Roster,
     transaction::{BatchPlan, BatchTransaction, BuildError, Commitment, Swept, Treasury},
@@ -30,6 +31,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    advance::advance,
     epoch::Epochs,
     gossip::Sessions,
     live::{Live, SharedHistory},
@@ -120,6 +122,8 @@ pub struct Pipeline {
     pub stop: CancellationToken,
     /// Since when requests wait, in ms.
     pub waiting_since: Option<u64>,
+    /// When the node was last asked for the batches that it was given, in ms.
+    pub looked_ms: u64,
     /// How the operators have done in sessions since this coordinator started.
     pub standing: Standing,
     /// The confirmed history. Writer: the task that follows the chain.
@@ -278,6 +282,13 @@ impl Pipeline {
         changes: &mut Changes,
     ) -> Result<(), StageError> {
         let sequence = record.sequence.0;
+        advance(
+            &self.store,
+            changes,
+            &mut record,
+            Input::Dissolved,
+            Some(why),
+        )?;
         tracing::warn!(
             sequence,
             why,
@@ -312,7 +323,6 @@ impl Pipeline {
                 }
             }
         }
-        record.status = BatchStatus::Abandoned;
         changes.put(&BATCHES, &record.sequence.0, &record);
         Ok(())
     }

@@ -12,13 +12,15 @@ use proof::{ProvingKey, prove_chunk};
 use protocol::{
     api::BatchStatus,
     batch::{Body, Candidate},
+    pipeline::Input,
 };
 use storage::Changes;
 
 use crate::{
+    advance::advance,
     batch::elapsed_ms,
     pipeline::{Pipeline, StageError},
-    records::{BATCHES, BatchRecord, PROVE, SIGN},
+    records::{BATCHES, BatchRecord, PROVE},
 };
 
 /// A proof must be done by then, or the batch is proven again, in ms.
@@ -72,12 +74,16 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         elapsed_ms = elapsed,
         "batch proven"
     );
-    let record = complete(pipeline, record, &transition, proofs, elapsed, &mut changes)?;
+    let mut record = complete(pipeline, record, &transition, proofs, elapsed, &mut changes)?;
+    advance(
+        &pipeline.store,
+        &mut changes,
+        &mut record,
+        Input::Proven,
+        None,
+    )?;
+    changes.put(&BATCHES, &record.sequence.0, &record);
     queue.ack(&mut changes, lease);
-    pipeline
-        .store
-        .queue(&SIGN)?
-        .push(&mut changes, &record.key(), &record.sequence.0)?;
     pipeline.commit(changes).await?;
     Ok(true)
 }
@@ -138,8 +144,6 @@ fn complete(
     history::keep_in(changes, &candidate, &encoded);
     record.body = Some(hash);
     record.candidate = Some(candidate);
-    record.status = BatchStatus::Proven;
     record.stage_ms.prove = Some(elapsed);
-    changes.put(&BATCHES, &record.sequence.0, &record);
     Ok(record)
 }

@@ -278,10 +278,15 @@ pub fn mark(
                     record.progress.status,
                     RequestStatus::Refused | RequestStatus::Confirmed | RequestStatus::Final
                 );
-                if let (true, Some(sender), Some(nonce)) =
-                    (over, record.operation.sender(), record.operation.nonce())
+                if let (Some(sender), Some(nonce)) =
+                    (record.operation.sender(), record.operation.nonce())
                 {
-                    changes.delete(&PENDING, &(sender.0, nonce));
+                    if over {
+                        changes.delete(&PENDING, &(sender.0, nonce));
+                    } else {
+                        // Again, if its batch has left the chain.
+                        changes.put(&PENDING, &(sender.0, nonce), &id.0);
+                    }
                 }
                 changes.put(&OPERATIONS, &id.0, &record);
             }

@@ -33,7 +33,7 @@ pub const PENDING: Table<(u32, u64), [u8; 32]> = Table::new("pending", 1);
 /// Requests that were left out of a batch, by the time in Unix ms from which they are tried again.
 pub const LEFT_OUT: Table<(u64, [u8; 32]), Request> = Table::new("left_out", 1);
 /// Batches, by sequence number; a batch that is formed anew replaces an abandoned one.
-pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 2);
+pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 3);
 /// Bad shares: (operator, how-manieth that was kept).
 pub const BLAMES: Table<([u8; 32], u64), BlameRecord> = Table::new("blames", 1);
 /// What shows a bad share, by [`EvidenceId`].
@@ -212,6 +212,8 @@ pub struct BatchRecord {
     pub tries: u32,
     /// Where it is.
     pub status: BatchStatus,
+    /// Why it waits, or was given up.
+    pub reason: Option<String>,
     /// The requests in it, in ledger order.
     pub requests: Vec<Request>,
     /// The operations, in ledger order.

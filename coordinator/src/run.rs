@@ -196,6 +196,15 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     let opened = History::open(store.clone(), vault.clone(), start)?;
     let follower = Follower::new(rpc.clone(), parameters.network, opened.position().clone());
     let height = opened.height();
+    // What a block has changed, if the coordinator died before it was written.
+    let mut changes = Changes::new();
+    confirm::take(
+        &store,
+        &opened,
+        parameters.final_confirmations,
+        &mut changes,
+    )?;
+    commit(&store, changes).await?;
     let watched = detect::load_watched(&store, &vault.group_key())?;
     reader
         .watched
@@ -226,6 +235,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         writing: writing.clone(),
         stop: stop.clone(),
         waiting_since: None,
+        looked_ms: 0,
         standing: Standing::default(),
         history: reader.history.clone(),
         live: live.clone(),
@@ -306,6 +316,7 @@ async fn follow(
 ) -> Result<(), StageError> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let status = follower.status();
+    let final_confirmations = vault.parameters().final_confirmations;
     loop {
         let step = tokio::select! {
             step = follower.next() => step?,
@@ -323,6 +334,7 @@ async fn follow(
         let mut changes = Changes::new();
         detect::take(store, &reader.watched, vault, &step.event, &mut changes)?;
         commit(store, changes).await?;
+        let mut changes = Changes::new();
         let (moved, height) = {
             let mut history = reader
                 .history
@@ -331,23 +343,17 @@ async fn follow(
             let history = history
                 .as_mut()
                 .ok_or_else(|| StageError::Fault("no history".into()))?;
-            (history.take(step)?, history.height())
+            let moved = history.take(step)?;
+            confirm::take(store, history, final_confirmations, &mut changes)?;
+            (moved, history.height())
         };
+        commit(store, changes).await?;
         if let Some(txid) = moved.unknown_spend {
             tracing::error!(%txid, "an unknown transaction spends the treasury; signing stops (S14)");
             live.send_modify(|live| {
                 live.alarm = Some(format!("unknown transaction {txid} spends the treasury"))
             });
         }
-        let mut changes = Changes::new();
-        confirm::take(
-            store,
-            &moved,
-            height,
-            vault.parameters().final_confirmations,
-            &mut changes,
-        )?;
-        commit(store, changes).await?;
         live.send_modify(|live| {
             live.height = height;
             if !moved.connected.is_empty() {

@@ -248,7 +248,7 @@ pub enum BatchStatus {
     Confirmed,
     /// Deep enough.
     Final,
-    /// Given up before it was signed; its operations wait again.
+    /// Given up: it was not signed, or can't be confirmed any more. Its operations wait again.
     Abandoned,
 }
 
@@ -259,6 +259,9 @@ pub struct BatchDocument {
     pub sequence: u64,
     /// Where it is.
     pub status: BatchStatus,
+    /// Why it waits, or was given up.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Hash of its body.
     pub body_hash: String,
     /// Transaction id; `null` until it is proven.

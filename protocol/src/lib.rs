@@ -15,6 +15,7 @@ pub mod identity;
 pub mod invariants;
 pub mod message;
 pub mod parameters;
+pub mod pipeline;
 pub mod repair;
 pub mod reputation;
 pub mod roster;

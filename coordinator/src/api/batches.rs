@@ -129,6 +129,7 @@ pub(super) fn document(
     Ok(BatchDocument {
         sequence: record.sequence.0,
         status: record.status,
+        reason: record.reason.clone(),
         body_hash: record.body.map(|hash| hash.to_string()).unwrap_or_default(),
         txid: record.txid().map(|txid| txid.to_string()),
         transaction: transaction.map(bitcoin::consensus::encode::serialize_hex),

@@ -421,6 +421,7 @@ impl Setting {
             sequence: body.sequence,
             tries: 0,
             status: BatchStatus::Final,
+            reason: None,
             requests: vec![Wish::Deposit(deposit_outpoint(1)), Wish::Signed(transfer)],
             operations: body.operations.clone(),
             terms: body.terms.clone(),

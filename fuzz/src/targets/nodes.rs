@@ -180,6 +180,7 @@ fn batch_record(next: &Treasury, top_up: TopUp) -> BatchRecord {
         sequence: honest.body.sequence,
         tries: 0,
         status: BatchStatus::Signed,
+        reason: None,
         requests: vec![records::Request::Deposit(top_up.outpoint)],
         operations: honest.body.operations.clone(),
         terms: honest.body.terms.clone(),

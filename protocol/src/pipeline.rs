@@ -1,0 +1,206 @@
+//! Where a batch and its requests are, and what moves them: one flat match, without I/O.
+//!
+//! ```text
+//! Formed --proven--> Proven --signed--> Signed --submitted--> Broadcast --connected--> Confirmed --deep--> Final
+//!    |                  |                  |                      |  ^                     |               |
+//!    '------------------+------------------+----------dissolved---'  '----------------disconnected---------'
+//!                                |
+//!                                v
+//!                            Abandoned: its requests are queued again
+//! ```
+//!
+//! The chain moves a batch whatever stage it was thought to be in: a node may have died between a step and its record.
+//! An input that says what is so already changes nothing, so whoever does not know whether a step was taken takes it
+//! again.
+
+use crate::api::{BatchStatus, RequestStatus};
+
+/// What has happened to a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Its proofs are made.
+    Proven,
+    /// Its transaction has all signatures.
+    Signed,
+    /// The own node has its transaction.
+    Submitted,
+    /// A block of the best chain has its transaction.
+    Connected,
+    /// That block is as deep as the vault's parameters ask.
+    Deep,
+    /// That block is not in the best chain any more.
+    Disconnected,
+    /// It can't, or shall not, be confirmed.
+    Dissolved,
+}
+
+/// What must be done for a batch in its new place. Done again after a restart, so each is idempotent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Have it signed.
+    Sign,
+    /// Give its transaction to the own node.
+    Submit,
+    /// See that its transaction stays in the mempool until a block has it.
+    Watch,
+    /// Queue its requests again, in their order.
+    Requeue,
+}
+
+/// Where a batch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// The batch's place.
+    pub batch: BatchStatus,
+    /// Its requests' place; `None` when they stay where they are.
+    pub requests: Option<RequestStatus>,
+    /// What to do now.
+    pub effect: Option<Effect>,
+}
+
+/// An input that can't be true of a batch in this place: a fault of the caller, or of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a batch that is {batch:?} can't be {input:?}")]
+pub struct Reject {
+    /// Where the batch is.
+    pub batch: BatchStatus,
+    /// What was said of it.
+    pub input: Input,
+}
+
+/// The next place of a batch; `None` when it is there already.
+///
+/// # Errors
+/// [`Reject`]; nothing changes.
+pub fn step(batch: BatchStatus, input: Input) -> Result<Option<Next>, Reject> {
+    use BatchStatus::{Abandoned, Broadcast, Confirmed, Final, Formed, Proven, Signed};
+    let to = |batch, requests, effect| {
+        Ok(Some(Next {
+            batch,
+            requests,
+            effect,
+        }))
+    };
+    match (batch, input) {
+        (Formed, Input::Proven) => to(Proven, None, Some(Effect::Sign)),
+        (Proven, Input::Signed) => to(Signed, Some(RequestStatus::Signed), Some(Effect::Submit)),
+        (Signed, Input::Submitted) => to(
+            Broadcast,
+            Some(RequestStatus::Broadcast),
+            Some(Effect::Watch),
+        ),
+        // Whoever has signed it may have submitted it, and a batch that was given up may be in a mempool still.
+        (Proven | Signed | Broadcast | Abandoned, Input::Connected) => {
+            to(Confirmed, Some(RequestStatus::Confirmed), None)
+        }
+        (Confirmed, Input::Deep) => to(Final, Some(RequestStatus::Final), None),
+        (Confirmed | Final, Input::Disconnected) => to(
+            Broadcast,
+            Some(RequestStatus::Broadcast),
+            Some(Effect::Watch),
+        ),
+        (Formed | Proven | Signed | Broadcast, Input::Dissolved) => to(
+            Abandoned,
+            Some(RequestStatus::Queued),
+            Some(Effect::Requeue),
+        ),
+        // True already, or overtaken.
+        (Proven | Signed | Broadcast | Confirmed | Final, Input::Proven)
+        | (Signed | Broadcast | Confirmed | Final, Input::Signed)
+        | (Broadcast | Confirmed | Final, Input::Submitted)
+        | (Confirmed | Final, Input::Connected)
+        | (Final, Input::Deep)
+        | (Formed | Proven | Signed | Broadcast | Abandoned, Input::Disconnected)
+        | (Abandoned, Input::Dissolved) => Ok(None),
+        // A batch has no transaction before its proofs, none to give away before its signatures; what the chain holds
+        // must leave it first; and nothing brings one back that was given up, but the chain.
+        (Formed, Input::Signed | Input::Submitted | Input::Connected | Input::Deep)
+        | (Proven, Input::Submitted | Input::Deep)
+        | (Signed | Broadcast, Input::Deep)
+        | (Confirmed | Final, Input::Dissolved)
+        | (Abandoned, Input::Proven | Input::Signed | Input::Submitted | Input::Deep) => {
+            Err(Reject { batch, input })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACES: [BatchStatus; 7] = [
+        BatchStatus::Formed,
+        BatchStatus::Proven,
+        BatchStatus::Signed,
+        BatchStatus::Broadcast,
+        BatchStatus::Confirmed,
+        BatchStatus::Final,
+        BatchStatus::Abandoned,
+    ];
+    const INPUTS: [Input; 7] = [
+        Input::Proven,
+        Input::Signed,
+        Input::Submitted,
+        Input::Connected,
+        Input::Deep,
+        Input::Disconnected,
+        Input::Dissolved,
+    ];
+
+    fn run(inputs: &[Input]) -> BatchStatus {
+        inputs.iter().fold(BatchStatus::Formed, |batch, input| {
+            step(batch, *input)
+                .unwrap()
+                .map_or(batch, |next| next.batch)
+        })
+    }
+
+    #[test]
+    fn a_batch_goes_through_all_stages_and_back_when_its_block_goes() {
+        let up = [
+            Input::Proven,
+            Input::Signed,
+            Input::Submitted,
+            Input::Connected,
+            Input::Deep,
+        ];
+        assert_eq!(run(&up), BatchStatus::Final);
+        let gone = [up.as_slice(), &[Input::Disconnected]].concat();
+        assert_eq!(run(&gone), BatchStatus::Broadcast);
+        let back = [gone.as_slice(), &[Input::Connected]].concat();
+        assert_eq!(run(&back), BatchStatus::Confirmed);
+        let dissolved = [gone.as_slice(), &[Input::Dissolved]].concat();
+        assert_eq!(run(&dissolved), BatchStatus::Abandoned);
+    }
+
+    #[test]
+    fn every_input_twice_is_the_input_once() {
+        for batch in PLACES {
+            for input in INPUTS {
+                let Ok(Some(next)) = step(batch, input) else {
+                    continue;
+                };
+                assert_eq!(step(next.batch, input), Ok(None), "{batch:?} {input:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_block_has_is_never_dissolved_and_its_requests_never_queued() {
+        for batch in [BatchStatus::Confirmed, BatchStatus::Final] {
+            assert!(step(batch, Input::Dissolved).is_err());
+            for input in INPUTS {
+                let next = step(batch, input).ok().flatten();
+                assert!(next.is_none_or(|next| next.effect != Some(Effect::Requeue)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_chain_brings_back_what_was_given_up() {
+        for input in INPUTS {
+            let next = step(BatchStatus::Abandoned, input).ok().flatten();
+            assert!(next.is_none() || input == Input::Connected, "{input:?}");
+        }
+    }
+}
