@@ -65,6 +65,9 @@ pub enum BitcoindError {
     /// The node's address made no client.
     #[error("bitcoind's settings")]
     Settings(#[from] SettingsError),
+    /// A reply is not what the call gives.
+    #[error("bitcoind: {0}")]
+    Unexpected(&'static str),
     /// A peer-to-peer connection needs a node that listens.
     #[error("this bitcoind does not listen for peers (BitcoindOptions::listen)")]
     NotListening,
@@ -196,6 +199,47 @@ impl Bitcoind {
             left = left.saturating_sub(now);
         }
         Ok(hashes)
+    }
+
+    /// Takes a block, and all that follow it, out of the best chain. What they held goes back into the mempool.
+    pub async fn invalidate(&self, block: BlockHash) -> Result<(), BitcoindError> {
+        Ok(self.rpc.call("invalidateblock", &[json!(block)]).await?)
+    }
+
+    /// Mines `blocks` blocks that leave out whatever the mempool holds. The first has `transactions` (raw, in hex),
+    /// taken as they are, whether the mempool would take them or not.
+    pub async fn mine_only(
+        &self,
+        blocks: u32,
+        transactions: &[String],
+    ) -> Result<Vec<BlockHash>, BitcoindError> {
+        // Another address each time: a block that was invalidated must not come out again.
+        let address = self.new_address().await?.to_string();
+        let mut hashes = Vec::new();
+        let mut held = transactions;
+        for _ in 0..blocks {
+            let params = [json!(address), json!(held)];
+            let mined: Value = self.rpc.call("generateblock", &params).await?;
+            let hash = mined.get("hash").cloned().unwrap_or(Value::Null);
+            let hash = serde_json::from_value(hash)
+                .map_err(|_| BitcoindError::Unexpected("generateblock gave no hash"))?;
+            hashes.push(hash);
+            held = &[];
+        }
+        Ok(hashes)
+    }
+
+    /// Restarts the node with an empty mempool. Its wallet gives its own transactions to it again.
+    pub async fn forget_mempool(&mut self) -> Result<(), BitcoindError> {
+        self.stop().await?;
+        let kept = self.dir.join("regtest").join("mempool.dat");
+        match std::fs::remove_file(&kept) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("cannot remove the mempool's file")(error));
+            }
+            _ => {}
+        }
+        self.launch().await
     }
 
     /// Sends `amount` to `address` from the miner's wallet; mine to confirm it. The wallet has

@@ -4,8 +4,10 @@
 mod kill;
 mod lost_share;
 mod lying_coordinator;
+mod mempool_eviction;
 mod pause_and_approve;
 mod refresh;
+mod reorg;
 mod restore;
 
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use bitcoin::{Address, Amount, OutPoint, Txid};
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::api::{Page, RequestStatus};
+use protocol::api::{BatchDocument, BatchStatus, Page, RequestStatus};
 use wallet::{Wallet, send::SendOptions};
 
 use crate::{
@@ -47,6 +49,10 @@ pub enum Scenario {
     Refresh,
     /// The basic scenario, with an operator lost between the batches and its share repaired by the others.
     LostShare,
+    /// The basic scenario, with both batches, and the deposits of the first, reorganised out of the chain.
+    Reorg,
+    /// The basic scenario, with the first batch's transaction vanishing from the mempool, twice.
+    MempoolEviction,
 }
 
 impl Scenario {
@@ -61,6 +67,8 @@ impl Scenario {
             Self::Refresh => "refresh",
             Self::LostShare => "lost-share",
             Self::LyingCoordinator => "lying-coordinator",
+            Self::Reorg => "reorg",
+            Self::MempoolEviction => "mempool-eviction",
         }
     }
 
@@ -331,6 +339,8 @@ async fn during_first_batch(
     match scenario {
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
+        Scenario::Reorg => reorg::deposits_and_batch(network, story).await,
+        Scenario::MempoolEviction => mempool_eviction::twice(network, story).await,
         _ => Ok(()),
     }
 }
@@ -360,6 +370,7 @@ async fn during_second_batch(
     match scenario {
         Scenario::Restore => restore::see_quarantine(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
+        Scenario::Reorg => reorg::batch(network, story).await,
         _ => Ok(()),
     }
 }
@@ -377,6 +388,50 @@ async fn afterwards(
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
         _ => Ok(()),
     }
+}
+
+/// Waits until a batch is somewhere; no block is mined meanwhile.
+async fn until_batch(
+    network: &mut LocalNetwork,
+    sequence: u64,
+    status: BatchStatus,
+) -> anyhow::Result<BatchDocument> {
+    let what = format!("batch {sequence} to be {status:?}");
+    network
+        .wait_for(&what, STEP, async |network| {
+            let batch = network.client.batch(sequence).await.ok();
+            Ok(batch.filter(|batch| batch.status == status))
+        })
+        .await
+}
+
+/// Waits until coordinator and operators hold this batch for the latest one in the chain.
+async fn until_all_at(network: &mut LocalNetwork, sequence: u64) -> anyhow::Result<()> {
+    let what = format!("all nodes to be at batch {sequence}");
+    network
+        .wait_for(&what, STEP, async |network| {
+            let Ok(status) = network.client.status().await else {
+                return Ok(None);
+            };
+            let mut all = status.sequence == sequence;
+            for node in &network.operators {
+                let status = node.ask(&["status"]).await.ok();
+                let own = status.and_then(|status| status.get("sequence")?.as_u64());
+                all &= own == Some(sequence);
+            }
+            Ok(all.then_some(()))
+        })
+        .await
+}
+
+/// Waits until a transaction is in the node's mempool.
+async fn until_in_mempool(network: &mut LocalNetwork, txid: Txid) -> anyhow::Result<()> {
+    network
+        .wait_for("the transaction in the mempool", STEP, async |network| {
+            let entry = network.bitcoind.rpc().mempool_entry(txid).await?;
+            Ok(entry.map(|_| ()))
+        })
+        .await
 }
 
 async fn deposit(

@@ -86,3 +86,13 @@ async fn a_refresh_gives_all_new_shares_though_one_dies_in_the_middle() {
 async fn a_lost_share_is_repaired_by_the_others_and_signs_again() {
     play(Scenario::LostShare, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_a_reorganisation_takes_come_back_as_they_were() {
+    play(Scenario::Reorg, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_the_mempool_forgets_is_submitted_again() {
+    play(Scenario::MempoolEviction, SMALL).await;
+}
