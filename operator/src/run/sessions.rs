@@ -341,7 +341,8 @@ impl Node {
         tokio::spawn(async move {
             let begin = Instant::now();
             let made = task::spawn_blocking(move || {
-                let watch = Stopwatch::thread();
+                // Pairs are made side by side, on all processors.
+                let watch = Stopwatch::process();
                 let mut safe = lock(&safe);
                 let epoch = safe.group().epoch();
                 let commitments = safe.commit(Reading::now(), id, &work.verified)?;
