@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Drives the protocol's state machines through random schedules of delays, losses, restarts and lies:
 # ./simulate.sh signing --schedules 100000 --real 1000 --large 5
+# ./simulate.sh mutants breaks the machines in 15 ways, one at a time, and fails if the invariants miss one.
 # A violation prints the seed that replays it: ./simulate.sh signing --kind fake --seed 7
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -10,6 +10,7 @@ use protocol::signing::{Failure, Scheme};
 use threshold::{SignerId, sign::PackageHash};
 
 use crate::{
+    fault::Fault,
     schedule::Group,
     signatures::{Lie, Request, Signatures},
 };
@@ -21,9 +22,10 @@ pub struct FakeCommitments {
     has_right_length: bool,
 }
 
-/// A share that knows what it is worth.
+/// A share that knows whose it is and what it is worth.
 #[derive(Clone, Debug)]
 pub struct FakeAnswer {
+    by: SignerId,
     package: PackageHash,
     is_right: bool,
     has_right_length: bool,
@@ -34,17 +36,26 @@ pub struct FakeAnswer {
 #[derive(Debug)]
 pub struct FakeNonces(u64);
 
+/// A signature that knows whether it is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakeSignature {
+    is_right: bool,
+}
+
 /// The coordinator's side.
 #[derive(Clone, Debug)]
-pub struct FakeScheme(Arc<BTreeSet<SignerId>>);
+pub struct FakeScheme {
+    signers: Arc<BTreeSet<SignerId>>,
+    fault: Option<Fault>,
+}
 
 impl Scheme for FakeScheme {
     type Commitments = FakeCommitments;
     type Answer = FakeAnswer;
-    type Signature = ();
+    type Signature = FakeSignature;
 
     fn signers(&self) -> BTreeSet<SignerId> {
-        (*self.0).clone()
+        (*self.signers).clone()
     }
 
     fn fits(&self, commitments: &FakeCommitments) -> bool {
@@ -79,7 +90,12 @@ impl Scheme for FakeScheme {
         _: &BTreeMap<SignerId, FakeCommitments>,
         answers: &BTreeMap<SignerId, FakeAnswer>,
     ) -> BTreeSet<SignerId> {
-        let wrong = answers.iter().filter(|(_, answer)| !answer.is_right);
+        let is_culprit = |answer: &FakeAnswer| match self.fault {
+            Some(Fault::TakesBadShares | Fault::ExcusesBadShares) => false,
+            Some(Fault::BlamesOthers) => answer.is_right,
+            _ => !answer.is_right,
+        };
+        let wrong = answers.iter().filter(|(_, answer)| is_culprit(answer));
         wrong.map(|(signer, _)| *signer).collect()
     }
 
@@ -87,13 +103,15 @@ impl Scheme for FakeScheme {
         &self,
         commitments: &BTreeMap<SignerId, FakeCommitments>,
         answers: &BTreeMap<SignerId, FakeAnswer>,
-    ) -> Result<Vec<()>, Failure> {
-        let culprits = self.culprits(commitments, answers);
-        if culprits.is_empty() {
-            Ok(vec![()])
-        } else {
-            Err(Failure::BadShares(culprits))
+    ) -> Result<Vec<FakeSignature>, Failure> {
+        let is_right = answers.values().all(|answer| answer.is_right);
+        if is_right || self.fault == Some(Fault::TakesBadShares) {
+            return Ok(vec![FakeSignature { is_right }]);
         }
+        if self.fault == Some(Fault::ExcusesBadShares) {
+            return Err(Failure::Fault("no share is to blame".to_owned()));
+        }
+        Err(Failure::BadShares(self.culprits(commitments, answers)))
     }
 }
 
@@ -108,9 +126,19 @@ impl Fake {
     /// For a group.
     pub fn new(group: &Group) -> Self {
         Self {
-            scheme: FakeScheme(Arc::new(group.signers().collect())),
+            scheme: FakeScheme {
+                signers: Arc::new(group.signers().collect()),
+                fault: None,
+            },
             numbers: 0,
         }
+    }
+
+    /// For a group whose coordinators have this fault.
+    pub fn broken(group: &Group, fault: Fault) -> Self {
+        let mut broken = Self::new(group);
+        broken.scheme.fault = Some(fault);
+        broken
     }
 }
 
@@ -144,6 +172,7 @@ impl Signatures for Fake {
     ) -> FakeAnswer {
         let committed = request.commitments.get(&signer);
         FakeAnswer {
+            by: signer,
             package: self.scheme.name(request.commitments),
             is_right: committed.is_some_and(|committed| committed.number == nonces.0),
             has_right_length: true,
@@ -172,17 +201,22 @@ impl Signatures for Fake {
         answer
     }
 
+    fn again(commitments: &FakeCommitments) -> Option<FakeNonces> {
+        Some(FakeNonces(commitments.number))
+    }
+
     fn is_evidence(
         &self,
-        _: SignerId,
+        signer: SignerId,
         commitments: &BTreeMap<SignerId, FakeCommitments>,
         answer: &FakeAnswer,
     ) -> bool {
-        answer.package == self.scheme.name(commitments)
+        answer.by == signer
+            && answer.package == self.scheme.name(commitments)
             && !(answer.is_right && answer.has_right_length)
     }
 
-    fn are_right(&self, signatures: &[()]) -> bool {
-        signatures.len() == 1
+    fn are_right(&self, signatures: &[FakeSignature]) -> bool {
+        matches!(signatures, [one] if one.is_right)
     }
 }

@@ -15,9 +15,12 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+mod batch;
 mod coordinator;
 mod deal;
+mod event;
 mod fake;
+mod fault;
 mod operator;
 mod real;
 mod schedule;
@@ -27,6 +30,7 @@ mod world;
 
 pub use deal::{DealError, deal};
 pub use fake::Fake;
+pub use fault::{FAULTS, Fault};
 pub use real::Real;
 pub use schedule::{Conduct, GROUPS, Group, Schedule};
 pub use signatures::{Lie, Signatures};
@@ -41,6 +45,16 @@ pub fn run_fake(seed: u64, trace: bool) -> Result<Outcome, Failure> {
     let schedule = Schedule::new(seed, GROUPS);
     let signatures = Fake::new(&schedule.group);
     World::new(schedule, signatures, trace).run()
+}
+
+/// One schedule with made-up signatures and a machine that is broken. A [`Failure`] is what one hopes for.
+///
+/// # Errors
+/// [`Failure`] says which invariant does not hold, and when.
+pub fn run_broken(seed: u64, fault: Fault) -> Result<Outcome, Failure> {
+    let schedule = Schedule::new(seed, GROUPS);
+    let signatures = Fake::broken(&schedule.group, fault);
+    World::new(schedule, signatures, false).with(fault).run()
 }
 
 /// One schedule with FROST.

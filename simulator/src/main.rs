@@ -1,4 +1,4 @@
-//! `drawbridge-simulate`: many random schedules, and the replay of one.
+//! `drawbridge-simulate`: many random schedules, the replay of one, and machines that are broken on purpose.
 #![allow(clippy::print_stdout, reason = "the table is what it is for")]
 
 use std::{
@@ -7,12 +7,15 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
-use simulator::{Failure, GROUPS, Group, Outcome, Table, run_fake, run_real};
+use simulator::{
+    FAULTS, Failure, Fault, GROUPS, Group, Outcome, Table, run_broken, run_fake, run_real,
+};
 
 /// Groups whose schedules are cheap enough with FROST to run many.
 const SMALL: &[Group] = &[
@@ -24,6 +27,10 @@ const SMALL: &[Group] = &[
     Group::new(12, 16),
 ];
 const LARGE: &[Group] = &[Group::new(67, 100)];
+/// How often the progress bar is drawn.
+const TICK: Duration = Duration::from_millis(200);
+/// Characters of a failure in a table.
+const MAX_WORDS: usize = 100;
 /// Failures printed before the rest is only counted.
 const MAX_SHOWN: usize = 10;
 
@@ -39,6 +46,18 @@ struct Arguments {
 enum What {
     /// Signing sessions: coordinators and operators.
     Signing(Signing),
+    /// Machines with a fault each: the invariants must notice every one.
+    Mutants(Mutants),
+}
+
+#[derive(clap::Args)]
+struct Mutants {
+    /// Schedules in which a fault must show.
+    #[arg(long, default_value_t = 200)]
+    within: u64,
+    /// The first seed; the others follow.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
 }
 
 #[derive(clap::Args)]
@@ -92,7 +111,46 @@ impl Kind {
 }
 
 fn main() -> ExitCode {
-    let What::Signing(arguments) = Arguments::parse().what;
+    match Arguments::parse().what {
+        What::Signing(arguments) => signing(&arguments),
+        What::Mutants(arguments) => mutants(&arguments),
+    }
+}
+
+fn mutants(arguments: &Mutants) -> ExitCode {
+    let first = |fault: Fault| {
+        (arguments.from..arguments.from.saturating_add(arguments.within))
+            .find_map(|seed| run_broken(seed, fault).err())
+    };
+    let caught: Vec<_> = FAULTS.par_iter().map(|fault| first(*fault)).collect();
+    println!("{:>9}  {:54} noticed by", "schedules", "fault");
+    for (fault, failure) in FAULTS.iter().zip(&caught) {
+        match failure {
+            Some(failure) => {
+                let schedules = failure
+                    .seed
+                    .saturating_sub(arguments.from)
+                    .saturating_add(1);
+                let what: String = failure.what.chars().take(MAX_WORDS).collect();
+                println!("{schedules:>9}  {:54} {what}", fault.to_string());
+            }
+            None => println!("{:>9}  {:54} NOTHING", "-", fault.to_string()),
+        }
+    }
+    let missed = caught.iter().filter(|failure| failure.is_none()).count();
+    println!(
+        "{} faults, {missed} not noticed within {} schedules",
+        FAULTS.len(),
+        arguments.within
+    );
+    if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn signing(arguments: &Signing) -> ExitCode {
     if let Some(seed) = arguments.seed {
         return replay(seed, arguments.kind);
     }
@@ -137,21 +195,26 @@ fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
     let table = Mutex::new(Table::default());
     let shown = Mutex::new(Vec::new());
     let violations = AtomicU64::new(0);
+    let bar = bar(kind, schedules);
     (from..from.saturating_add(schedules))
         .into_par_iter()
-        .for_each(|seed| match kind.run(seed, false) {
-            Ok(outcome) => table
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(&outcome),
-            Err(failure) => {
-                violations.fetch_add(1, Ordering::Relaxed);
-                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-                if shown.len() < MAX_SHOWN {
-                    shown.push(failure);
+        .for_each(|seed| {
+            match kind.run(seed, false) {
+                Ok(outcome) => table
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .add(&outcome),
+                Err(failure) => {
+                    violations.fetch_add(1, Ordering::Relaxed);
+                    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                    if shown.len() < MAX_SHOWN {
+                        shown.push(failure);
+                    }
                 }
             }
+            bar.inc(1);
         });
+    bar.finish_and_clear();
     let table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
     let violations = violations.into_inner();
     println!();
@@ -174,4 +237,16 @@ fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
         );
     }
     violations
+}
+
+/// Shows on a terminal how far it is.
+fn bar(kind: Kind, schedules: u64) -> ProgressBar {
+    let bar = ProgressBar::new(schedules);
+    let template = "{msg:5} [{bar:28}] {pos}/{len} {elapsed} (eta {eta})";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(kind.name());
+    bar.enable_steady_tick(TICK);
+    bar
 }

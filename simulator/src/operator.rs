@@ -14,6 +14,7 @@ use protocol::{
 use threshold::SignerId;
 
 use crate::{
+    fault::Fault,
     schedule::{Conduct, Plan},
     signatures::{AnswerOf, CommitmentsOf, Lie, Request, Signatures},
 };
@@ -43,6 +44,8 @@ pub struct Operator<C: Signatures> {
     pub plan: Plan,
     /// How often it has started; what was begun before a restart comes to nothing.
     pub boot: u32,
+    /// What is wrong with it.
+    pub fault: Option<Fault>,
     state: State,
     needed: usize,
     held: BTreeMap<SessionId, Held<C>>,
@@ -58,6 +61,7 @@ impl<C: Signatures> Operator<C> {
             key,
             plan,
             boot: 0,
+            fault: None,
             state: State::default(),
             needed,
             held: BTreeMap::new(),
@@ -78,14 +82,33 @@ impl<C: Signatures> Operator<C> {
     }
 
     /// Everything in memory is gone; promises were stored.
-    pub fn restart(&mut self, head: Treasury) {
+    pub fn restart(&mut self, now: u64, head: Treasury) {
         let promises = std::mem::take(&mut self.state.promises);
         self.state = State::default();
         self.state.promises = promises;
         self.held.clear();
+        if self.fault == Some(Fault::WakesWithOldNonces) {
+            self.restore(now);
+        }
         self.answered.clear();
         self.boot = self.boot.saturating_add(1);
         self.follow(head);
+    }
+
+    /// The nonces of the last answers, as a machine has them that wakes from a snapshot.
+    fn restore(&mut self, now: u64) {
+        for (session, answered) in &self.answered {
+            let used = answered.commitments.get(&self.signer);
+            let Some((used, nonces)) = used.and_then(|used| Some((used, C::again(used)?))) else {
+                continue;
+            };
+            let held = Held {
+                nonces,
+                commitments: used.clone(),
+                made_ms: now,
+            };
+            self.held.insert(*session, held);
+        }
     }
 
     /// Steps the machine.
@@ -178,8 +201,9 @@ impl<C: Signatures> Operator<C> {
             return refuse("not asked");
         };
         if let Some(answered) = self.answered.get(&request.session)
-            && answered.attempt == request.attempt
-            && *answered.commitments == **request.commitments
+            && (self.fault == Some(Fault::RepeatsItsAnswer)
+                || answered.attempt == request.attempt
+                    && *answered.commitments == **request.commitments)
         {
             return Ok((answered.answer.clone(), own.clone()));
         }
@@ -201,7 +225,18 @@ impl<C: Signatures> Operator<C> {
         let Some(held) = self.held.remove(&request.session) else {
             return refuse("the nonces are gone");
         };
-        let next = self.fresh(now, request.session, signatures);
+        let next = match C::again(own).filter(|_| self.fault == Some(Fault::ReusesNonces)) {
+            None => self.fresh(now, request.session, signatures),
+            Some(nonces) => {
+                let held = Held {
+                    nonces,
+                    commitments: own.clone(),
+                    made_ms: now,
+                };
+                self.held.insert(request.session, held);
+                own.clone()
+            }
+        };
         let answer = signatures.sign(self.signer, request, held.nonces, next);
         let answered = Answered {
             attempt: request.attempt,

@@ -1,8 +1,14 @@
 //! What happens in one run, drawn from a seed.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
-use protocol::identity::{Identity, PeerKey};
+use protocol::{
+    identity::{Identity, PeerKey},
+    reputation::Standing,
+};
 use rand::{Rng as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 use threshold::SignerId;
@@ -171,6 +177,8 @@ pub struct Plan {
     pub slow_ms: u64,
     /// When it restarts.
     pub restarts: Vec<u64>,
+    /// Whether it has done badly in an earlier session, as honest ones do that were cut off.
+    pub is_notorious: bool,
 }
 
 /// What the network does.
@@ -233,6 +241,7 @@ impl Schedule {
             .collect();
         conducts.shuffle(&mut rng);
         let restarting = rng.gen_bool(0.3);
+        let has_history = rng.gen_bool(0.3);
         let plans = conducts
             .into_iter()
             .map(|conduct| Plan {
@@ -243,6 +252,7 @@ impl Schedule {
                     0
                 },
                 restarts: times(&mut rng, if restarting { 3 } else { 0 }, calm_ms),
+                is_notorious: has_history && rng.gen_range(0..3) == 0,
             })
             .collect();
         let weather = Weather {
@@ -267,6 +277,18 @@ impl Schedule {
             calm_ms,
             rng,
         }
+    }
+
+    /// What coordinators think of the operators at first.
+    pub fn standing(&self) -> Standing {
+        let notorious = self.group.signers().zip(&self.plans);
+        let notorious: BTreeSet<SignerId> = notorious
+            .filter(|(_, plan)| plan.is_notorious)
+            .map(|(signer, _)| signer)
+            .collect();
+        let mut standing = Standing::default();
+        standing.learn(&BTreeSet::new(), &notorious);
+        standing
     }
 
     /// Whether enough operators are honest.

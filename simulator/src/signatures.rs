@@ -81,6 +81,12 @@ pub trait Signatures {
         lie: Lie,
     ) -> AnswerOf<Self>;
 
+    /// The nonces of these commitments once more, for an operator that keeps what it must forget. Only made-up ones
+    /// can be had again.
+    fn again(_: &CommitmentsOf<Self>) -> Option<Self::Nonces> {
+        None
+    }
+
     /// Whether an answer, as the coordinator blames its signer for it, shows that the signer is at fault.
     fn is_evidence(
         &self,

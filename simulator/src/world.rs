@@ -1,29 +1,31 @@
 //! The run of one schedule: events in the order of their time, each followed by the invariants.
 
+mod coordinators;
+mod operators;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
 };
 
-use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
-use ledger::{SequenceNumber, VaultId};
 use protocol::{
-    batch::{BodyHash, Candidate},
     identity::PeerKey,
     invariants::{self, Violation},
-    message::{Refusal, SessionId, Subject},
-    signer, signing,
-    transaction::{Commitment, Treasury},
+    message::Subject,
+    signing,
+    transaction::Treasury,
 };
-use rand::{Rng as _, seq::SliceRandom as _};
+use rand::Rng as _;
 use threshold::SignerId;
 
 use crate::{
+    batch::batch,
     coordinator::Coordinator,
+    event::Event,
+    fault::Fault,
     operator::Operator,
     schedule::{Conduct, Group, Schedule},
-    signatures::{AnswerOf, CommitmentsOf, Request, Signatures},
+    signatures::Signatures,
 };
 
 /// As in the node: between two proposals, and until a question without an answer is given up.
@@ -78,65 +80,6 @@ pub struct Outcome {
     pub steps: u64,
 }
 
-enum Event<C: Signatures> {
-    Proposal {
-        to: usize,
-        from: usize,
-    },
-    /// Something comes back to an operator's machine.
-    Machine {
-        operator: usize,
-        boot: u32,
-        input: signer::Input,
-    },
-    Accept {
-        to: usize,
-        from: usize,
-        commitments: CommitmentsOf<C>,
-    },
-    Refuse {
-        to: usize,
-        from: usize,
-        refusal: Refusal,
-    },
-    Sign {
-        to: usize,
-        from: usize,
-        incarnation: u32,
-        attempt: u32,
-        commitments: Arc<BTreeMap<SignerId, CommitmentsOf<C>>>,
-        asked_ms: u64,
-    },
-    /// Reaches whatever session its coordinator has by then.
-    Answer {
-        to: usize,
-        from: usize,
-        attempt: u32,
-        answer: AnswerOf<C>,
-    },
-    Lost {
-        to: usize,
-        from: usize,
-        incarnation: u32,
-        attempt: u32,
-        refusal: Option<Refusal>,
-    },
-    Repeat {
-        coordinator: usize,
-        incarnation: u32,
-    },
-    Held {
-        coordinator: usize,
-        incarnation: u32,
-    },
-    RestartOperator(usize),
-    RestartCoordinator,
-    Chat {
-        operator: usize,
-        count: u32,
-    },
-}
-
 /// One run.
 pub struct World<C: Signatures> {
     schedule: Schedule,
@@ -170,7 +113,10 @@ impl<C: Signatures> World<C> {
             .collect();
         let coordinators = (0_u8..)
             .take(schedule.coordinators)
-            .map(|i| Coordinator::new(PeerKey([0xC0 | i; 32]), signatures.scheme(), needed))
+            .map(|i| {
+                let key = PeerKey([0xC0 | i; 32]);
+                Coordinator::new(key, signatures.scheme(), needed, schedule.standing())
+            })
             .collect();
         let honest = operators
             .iter()
@@ -195,6 +141,18 @@ impl<C: Signatures> World<C> {
         };
         world.plan();
         world
+    }
+
+    /// The same world with a fault in all machines of a kind.
+    #[must_use]
+    pub fn with(mut self, fault: Fault) -> Self {
+        for coordinator in &mut self.coordinators {
+            coordinator.fault = Some(fault);
+        }
+        for operator in &mut self.operators {
+            operator.fault = Some(fault);
+        }
+        self
     }
 
     fn plan(&mut self) {
@@ -399,9 +357,9 @@ impl<C: Signatures> World<C> {
             } => return self.hear_in(coordinator, incarnation, signing::Input::HeldLongEnough),
             Event::RestartOperator(operator) => {
                 self.note(|| format!("operator {operator} restarts"));
-                let head = self.head;
+                let (now, head) = (self.now, self.head);
                 if let Some(one) = self.operators.get_mut(operator) {
-                    one.restart(head);
+                    one.restart(now, head);
                 }
             }
             Event::RestartCoordinator => {
@@ -418,405 +376,8 @@ impl<C: Signatures> World<C> {
         one.map(|one| one.signer)
             .ok_or_else(|| format!("no operator {operator}"))
     }
-
-    /// A coordinator's session begins anew.
-    fn begin(&mut self, coordinator: usize, has_restarted: bool) {
-        let scheme = self.signatures.scheme();
-        let Some(one) = self
-            .coordinators
-            .get_mut(coordinator)
-            .filter(|one| !one.is_finished)
-        else {
-            return;
-        };
-        one.begin(scheme, has_restarted);
-        let incarnation = one.incarnation;
-        if let Some(begun) = self.begun.get_mut(coordinator) {
-            *begun = self.now;
-        }
-        // A session that was given up is proposed anew with the next round.
-        let pause = if has_restarted { 0 } else { REPEAT_MS };
-        self.at(
-            self.now.saturating_add(pause),
-            Event::Repeat {
-                coordinator,
-                incarnation,
-            },
-        );
-    }
-
-    fn repeat(&mut self, coordinator: usize, incarnation: u32) -> Result<(), String> {
-        let is_current = self
-            .coordinators
-            .get(coordinator)
-            .is_some_and(|one| one.incarnation == incarnation && !one.is_finished);
-        if !is_current {
-            return Ok(());
-        }
-        self.note(|| format!("coordinator {coordinator} proposes"));
-        for to in 0..self.operators.len() {
-            self.send(to, || Event::Proposal {
-                to,
-                from: coordinator,
-            });
-        }
-        let again = Event::Repeat {
-            coordinator,
-            incarnation,
-        };
-        self.at(self.now.saturating_add(REPEAT_MS), again);
-        self.hear(coordinator, signing::Input::Repeated)?;
-        if let Some(one) = self.coordinators.get(coordinator) {
-            invariants::waiting_names_everyone(&one.session).map_err(text)?;
-        }
-        Ok(())
-    }
-
-    fn hear_in(
-        &mut self,
-        coordinator: usize,
-        incarnation: u32,
-        input: signing::Input<C::Scheme>,
-    ) -> Result<(), String> {
-        match self.coordinators.get(coordinator) {
-            Some(one) if one.incarnation == incarnation => self.hear(coordinator, input),
-            _ => Ok(()),
-        }
-    }
-
-    /// A coordinator's machine takes an input.
-    fn hear(&mut self, at: usize, input: signing::Input<C::Scheme>) -> Result<(), String> {
-        let Some(one) = self.coordinators.get_mut(at).filter(|one| !one.is_finished) else {
-            return Ok(());
-        };
-        let incarnation = one.incarnation;
-        let heard = self.trace.then(|| format!("{input:?}"));
-        let result = one.step(input);
-        invariants::attempts_are_bounded(&one.session).map_err(text)?;
-        invariants::signers_are_in_one_place(&one.session).map_err(text)?;
-        invariants::no_honest_signer_is_blamed(&one.session, &self.honest).map_err(text)?;
-        let is_hopeless = one.session.possible() < one.session.needed();
-        if let Some(heard) = heard {
-            self.note(|| match &result {
-                Ok(effects) => format!("coordinator {at} hears {heard}, does {effects:?}"),
-                Err(reject) => format!("coordinator {at} rejects {heard}: {reject}"),
-            });
-        }
-        for effect in result.unwrap_or_default() {
-            self.effect(at, incarnation, effect)?;
-        }
-        if is_hopeless {
-            self.begin(at, false);
-        }
-        Ok(())
-    }
-
-    fn effect(
-        &mut self,
-        coordinator: usize,
-        incarnation: u32,
-        effect: signing::Effect<C::Scheme>,
-    ) -> Result<(), String> {
-        match effect {
-            signing::Effect::Request {
-                attempt,
-                commitments,
-                to,
-            } => {
-                let commitments = Arc::new(commitments);
-                for signer in to {
-                    self.request(coordinator, incarnation, attempt, &commitments, signer);
-                }
-            }
-            signing::Effect::Finished { signatures, .. } => {
-                if !self.signatures.are_right(&signatures) {
-                    return Err("finished with wrong signatures".to_owned());
-                }
-                self.note(|| format!("coordinator {coordinator} is finished"));
-                if let Some(one) = self.coordinators.get_mut(coordinator) {
-                    one.is_finished = true;
-                }
-            }
-            signing::Effect::Blame {
-                signer,
-                commitments,
-                answer,
-                ..
-            } => {
-                if !self.signatures.is_evidence(signer, &commitments, &answer) {
-                    return Err(format!("{signer:?} was blamed without evidence"));
-                }
-            }
-            signing::Effect::Hold => {
-                let over = Event::Held {
-                    coordinator,
-                    incarnation,
-                };
-                self.at(self.now.saturating_add(HOLD_MS), over);
-            }
-        }
-        Ok(())
-    }
-
-    fn request(
-        &mut self,
-        from: usize,
-        incarnation: u32,
-        attempt: u32,
-        commitments: &Arc<BTreeMap<SignerId, CommitmentsOf<C>>>,
-        signer: SignerId,
-    ) {
-        let members = self.schedule.group.members();
-        let Ok(to) = members.binary_search_by_key(&signer, |(signer, _)| *signer) else {
-            return;
-        };
-        let asked_ms = self.now;
-        let is_sent = self.send(to, || Event::Sign {
-            to,
-            from,
-            incarnation,
-            attempt,
-            commitments: commitments.clone(),
-            asked_ms,
-        });
-        if !is_sent {
-            self.lose(from, to, incarnation, attempt, asked_ms);
-        }
-    }
-
-    /// A sign request or its answer has got lost: its coordinator notices after a while.
-    fn lose(&mut self, to: usize, from: usize, incarnation: u32, attempt: u32, asked_ms: u64) {
-        let lost = Event::Lost {
-            to,
-            from,
-            incarnation,
-            attempt,
-            refusal: None,
-        };
-        let time = asked_ms.saturating_add(ASK_TIMEOUT_MS).max(self.now);
-        self.at(time, lost);
-    }
-
-    fn proposal(&mut self, to: usize, from: usize) {
-        let (now, subject) = (self.now, self.subject.clone());
-        let (Some(one), Some(coordinator)) =
-            (self.operators.get_mut(to), self.coordinators.get(from))
-        else {
-            return;
-        };
-        if one.plan.conduct == Conduct::Deaf {
-            return;
-        }
-        let key = coordinator.key;
-        match one.proposed(now, key, subject) {
-            Ok(effects) => self.carry_out(to, effects),
-            Err(refusal) => {
-                self.send(to, || Event::Refuse {
-                    to: from,
-                    from: to,
-                    refusal: refusal.clone(),
-                });
-            }
-        }
-    }
-
-    /// An operator does what its machine says.
-    fn carry_out(&mut self, operator: usize, effects: Vec<signer::Effect>) {
-        for effect in effects {
-            match effect {
-                signer::Effect::Verify(id, ..) => {
-                    self.later(operator, 200, signer::Input::Verified(id));
-                }
-                signer::Effect::Store(session) => {
-                    let reachable = self.neighbours(operator);
-                    self.later(operator, 20, signer::Input::Stored { session, reachable });
-                }
-                signer::Effect::PassOn(id, peers) => self.pass_on(operator, id, peers),
-                signer::Effect::Accept(id, coordinator) => self.accept(operator, id, coordinator),
-                signer::Effect::Refuse(_, coordinator, refusal) => {
-                    if let Some(to) = self.coordinator(&coordinator) {
-                        self.send(operator, || Event::Refuse {
-                            to,
-                            from: operator,
-                            refusal: refusal.clone(),
-                        });
-                    }
-                }
-                // Carried out where the sign request is answered; nobody here has been restored.
-                signer::Effect::PromiseAndSign(_) | signer::Effect::Quarantined(_) => {}
-            }
-        }
-    }
-
-    fn coordinator(&self, key: &PeerKey) -> Option<usize> {
-        self.coordinators.iter().position(|one| one.key == *key)
-    }
-
-    fn later(&mut self, operator: usize, within: u64, input: signer::Input) {
-        let boot = self.operators.get(operator).map_or(0, |one| one.boot);
-        let delay = self.schedule.rng.gen_range(0..=within);
-        let event = Event::Machine {
-            operator,
-            boot,
-            input,
-        };
-        self.at(self.now.saturating_add(delay), event);
-    }
-
-    fn neighbours(&mut self, operator: usize) -> BTreeSet<PeerKey> {
-        let members = self.schedule.group.members();
-        let keys: Vec<PeerKey> = members
-            .choose_multiple(&mut self.schedule.rng, PASS_ON_TO)
-            .map(|(_, key)| *key)
-            .collect();
-        let one = self.operators.get(operator);
-        one.map(|one| one.reachable(&keys)).unwrap_or_default()
-    }
-
-    fn pass_on(&mut self, operator: usize, id: SessionId, peers: BTreeSet<PeerKey>) {
-        let boot = self.operators.get(operator).map_or(0, |one| one.boot);
-        for peer in peers {
-            self.send(operator, || Event::Machine {
-                operator,
-                boot,
-                input: signer::Input::Receipt(id, peer),
-            });
-        }
-        let tick = Event::Machine {
-            operator,
-            boot,
-            input: signer::Input::Tick,
-        };
-        self.at(self.now.saturating_add(signer::RECEIPT_WAIT_MS), tick);
-    }
-
-    fn accept(&mut self, operator: usize, id: SessionId, coordinator: PeerKey) {
-        let now = self.now;
-        let (Some(to), Some(one)) = (
-            self.coordinator(&coordinator),
-            self.operators.get_mut(operator),
-        ) else {
-            return;
-        };
-        let commitments = one.commit(now, id, &mut self.signatures);
-        self.send(operator, || Event::Accept {
-            to,
-            from: operator,
-            commitments: commitments.clone(),
-        });
-    }
-
-    fn chat(&mut self, operator: usize, count: u32) {
-        if count >= MAX_CHATS {
-            return;
-        }
-        self.accept_with_throwaway(operator, 0);
-        let again = Event::Chat {
-            operator,
-            count: count.saturating_add(1),
-        };
-        self.at(self.now.saturating_add(CHAT_MS), again);
-    }
-
-    fn accept_with_throwaway(&mut self, operator: usize, to: usize) {
-        let Some(one) = self.operators.get_mut(operator) else {
-            return;
-        };
-        let commitments = one.throwaway(&mut self.signatures);
-        self.send(operator, || Event::Accept {
-            to,
-            from: operator,
-            commitments: commitments.clone(),
-        });
-    }
-
-    fn sign(&mut self, event: Event<C>) -> Result<(), String> {
-        let Event::Sign {
-            to: operator,
-            from: coordinator,
-            incarnation,
-            attempt,
-            commitments,
-            asked_ms,
-        } = event
-        else {
-            return Ok(());
-        };
-        let (now, dice) = (self.now, self.schedule.rng.gen_range(0..100));
-        let (Some(one), Some(key)) = (
-            self.operators.get_mut(operator),
-            self.coordinators.get(coordinator).map(|one| one.key),
-        ) else {
-            return Ok(());
-        };
-        let (is_honest, signer) = (one.plan.conduct.is_honest(), one.signer);
-        let request = Request {
-            session: self.subject.session(&key),
-            attempt,
-            commitments: &commitments,
-        };
-        let from = (coordinator, key);
-        let answered = one.sign(now, from, &request, &mut self.signatures, dice);
-        let is_renewer = one.plan.conduct == Conduct::Renewer;
-        let is_sent = match answered {
-            None => false,
-            Some(Ok((answer, used))) => {
-                if is_honest {
-                    let package = self.signatures.package(&answer);
-                    self.nonces
-                        .served(signer, C::name(&used), package)
-                        .map_err(text)?;
-                }
-                self.send(operator, || Event::Answer {
-                    to: coordinator,
-                    from: operator,
-                    attempt,
-                    answer: answer.clone(),
-                })
-            }
-            Some(Err(refusal)) => self.send(operator, || Event::Lost {
-                to: coordinator,
-                from: operator,
-                incarnation,
-                attempt,
-                refusal: Some(refusal.clone()),
-            }),
-        };
-        if !is_sent {
-            self.lose(coordinator, operator, incarnation, attempt, asked_ms);
-        }
-        if is_renewer {
-            self.accept_with_throwaway(operator, coordinator);
-        }
-        Ok(())
-    }
 }
 
 fn text(violation: Violation) -> String {
     violation.to_string()
-}
-
-/// What all coordinators have signed, and the treasury that it spends.
-fn batch() -> (Subject, Treasury) {
-    let outpoint = OutPoint::new(Txid::from_byte_array([4; 32]), 0);
-    let commitment = Commitment {
-        sequence: SequenceNumber(4),
-        supply: Amount::ZERO,
-        digest: [0; 32],
-    };
-    let head = Treasury {
-        outpoint,
-        value: Amount::from_sat(100_000),
-        commitment,
-    };
-    let candidate = Candidate {
-        vault: VaultId([0; 32]),
-        sequence: SequenceNumber(5),
-        parent: outpoint,
-        body: BodyHash([1; 32]),
-        top_ups: Vec::new(),
-        fee: Amount::from_sat(1_000),
-        txid: Txid::from_byte_array([5; 32]),
-    };
-    (Subject::Batch(candidate), head)
 }
