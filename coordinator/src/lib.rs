@@ -20,6 +20,7 @@ pub mod blame;
 pub mod broadcast;
 pub mod confirm;
 pub mod detect;
+pub mod dissolve;
 pub mod epoch;
 pub mod genesis;
 pub mod gossip;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aggregate,
     answer::{self, Desk},
-    api, batch, broadcast, confirm, detect,
+    api, batch, broadcast, confirm, detect, dissolve,
     epoch::{self, Epochs},
     genesis::Founding,
     gossip::Sessions,
@@ -290,6 +290,7 @@ async fn step(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     if broadcast::run(pipeline).await? {
         return Ok(true);
     }
+    dissolve::run(pipeline).await?;
     broadcast::again(pipeline).await?;
     if epoch::run(pipeline).await? {
         return Ok(true);
@@ -348,11 +349,9 @@ async fn follow(
             (moved, history.height())
         };
         commit(store, changes).await?;
-        if let Some(txid) = moved.unknown_spend {
-            tracing::error!(%txid, "an unknown transaction spends the treasury; signing stops (S14)");
-            live.send_modify(|live| {
-                live.alarm = Some(format!("unknown transaction {txid} spends the treasury"))
-            });
+        if let Some(reason) = moved.alarm() {
+            tracing::error!(%reason, "ALARM: no batch is formed or signed any more (S14)");
+            live.send_modify(|live| live.alarm = Some(reason));
         }
         live.send_modify(|live| {
             live.height = height;

@@ -24,6 +24,8 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
 
+use crate::displaced::{DISPLACED, DisplacedSet, Lost};
+
 /// Encoded bodies by their hash. Kept forever.
 pub const BODIES: Table<[u8; 32], Vec<u8>> = Table::new("bodies", 1);
 /// Candidates by their transaction id. Kept forever.
@@ -32,12 +34,16 @@ pub const CANDIDATES: Table<Txid, Candidate> = Table::new("candidates", 1);
 pub const CONFIRMED: Table<u64, Confirmed> = Table::new("confirmed", 1);
 /// Where the chain follower stands.
 pub const POSITION: Table<(), Position> = Table::new("position", 1);
+/// Height of the last block before the reorganisation that is being taken in.
+const TOP: Table<(), u32> = Table::new("reorganised_from", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 6] = [
+pub const TABLES: [ColumnName; 8] = [
     BODIES.name(),
     CANDIDATES.name(),
     CONFIRMED.name(),
     POSITION.name(),
+    TOP.name(),
+    DISPLACED.name(),
     crate::certificate::CERTIFICATE.name(),
     crate::certificate::EPOCH.name(),
 ];
@@ -65,6 +71,23 @@ pub struct Moved {
     pub disconnected: Vec<Confirmed>,
     /// A transaction that spends the treasury and is no batch of this vault (S14).
     pub unknown_spend: Option<Txid>,
+    /// A reorganisation took what was final: so many blocks have left the chain.
+    pub too_deep: Option<u32>,
+}
+
+impl Moved {
+    /// Why signing must stop until somebody has looked at it (S14).
+    pub fn alarm(&self) -> Option<String> {
+        if let Some(txid) = self.unknown_spend {
+            return Some(format!(
+                "the unknown transaction {txid} spends the treasury"
+            ));
+        }
+        let depth = self.too_deep?;
+        Some(format!(
+            "{depth} blocks left the chain, more than may after what is shown as final"
+        ))
+    }
 }
 
 /// Why the history can't go on. All of these are local faults, or a fault of the chain's digest.
@@ -133,6 +156,9 @@ pub struct History {
     /// Batches that the ledger has applied; at most `confirmed.len()`.
     applied: usize,
     undo: VecDeque<Transition>,
+    displaced: DisplacedSet,
+    /// Height of the last block before the reorganisation that is being taken in.
+    top: Option<u32>,
 }
 
 impl History {
@@ -164,6 +190,7 @@ impl History {
             }
             confirmed.push(row);
         }
+        let (displaced, top) = (DisplacedSet::load(&store)?, store.get(&TOP, &())?);
         let mut history = Self {
             store,
             vault,
@@ -173,6 +200,8 @@ impl History {
             ledger,
             applied: 0,
             undo: VecDeque::new(),
+            displaced,
+            top,
         };
         history.catch_up()?;
         Ok(history)
@@ -209,6 +238,24 @@ impl History {
     pub fn confirmed(&self, sequence: SequenceNumber) -> Option<&Confirmed> {
         self.confirmed
             .get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
+    }
+
+    /// Why a transaction that was in a block can't be confirmed any more, if that is `confirmations` blocks deep.
+    pub fn lost(&self, txid: &Txid, confirmations: u32) -> Option<Lost> {
+        self.displaced
+            .lost(txid)
+            .filter(|lost| self.is_deep(lost, confirmations))
+    }
+
+    /// All transactions that can't be confirmed any more for as many blocks.
+    pub fn all_lost(&self, confirmations: u32) -> Vec<(Txid, Lost)> {
+        let all = self.displaced.all_lost();
+        all.filter(|(_, lost)| self.is_deep(lost, confirmations))
+            .collect()
+    }
+
+    fn is_deep(&self, lost: &Lost, confirmations: u32) -> bool {
+        self.height().saturating_add(1).saturating_sub(lost.height) >= confirmations
     }
 
     /// The treasury that the batch of that number spends, if it is known.
@@ -256,6 +303,10 @@ impl History {
         let mut changes = Changes::new();
         match step.event {
             ChainEvent::Connected { height, block, .. } => {
+                self.displaced.join(height, &block, &mut changes);
+                if self.top.take().is_some() {
+                    changes.delete(&TOP, &());
+                }
                 let mut head = self.head();
                 while let Some(spend) = scan::find_spend(&block, head.outpoint) {
                     let Some(next) = self.next_treasury(&head, spend.transaction) else {
@@ -272,7 +323,10 @@ impl History {
                     head = next;
                 }
             }
-            ChainEvent::Disconnected { height, .. } => {
+            ChainEvent::Disconnected { height, block, .. } => {
+                self.displaced.leave(height, block.as_deref(), &mut changes);
+                let top = *self.top.get_or_insert(height);
+                changes.put(&TOP, &(), &top);
                 let gone = self
                     .confirmed
                     .iter()
@@ -281,6 +335,12 @@ impl History {
                 moved.disconnected = gone.copied().collect();
                 for row in &moved.disconnected {
                     changes.delete(&CONFIRMED, &row.treasury.commitment.sequence.0);
+                }
+                let depth = top.saturating_add(1).saturating_sub(height);
+                let final_confirmations = self.vault.parameters().final_confirmations;
+                let was_final = depth >= final_confirmations && !moved.disconnected.is_empty();
+                if depth > final_confirmations || was_final {
+                    moved.too_deep = Some(depth);
                 }
             }
         }

@@ -8,6 +8,7 @@
 pub mod certificate;
 pub mod clock;
 pub mod cost;
+pub mod displaced;
 pub mod files;
 pub mod harden;
 pub mod history;

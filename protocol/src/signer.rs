@@ -126,6 +126,9 @@ pub struct State {
     /// Set for an operator that has lost its promises. It stays when it is over: a reorganisation can bring the
     /// treasury back.
     pub quarantine: Option<Quarantine>,
+    /// Body that was signed on the present treasury and can't be confirmed any more, as the own chain stands: a deposit
+    /// in it was double-spent.
+    pub lost: Option<BodyHash>,
     sessions: BTreeMap<SessionId, Session>,
 }
 
@@ -141,6 +144,8 @@ pub enum Input {
     },
     /// The chain given so far is the own node's whole best chain, and that node has caught up with the network.
     CaughtUp,
+    /// The body that was signed on the present treasury and can't be confirmed any more, if there is one.
+    Lost(Option<BodyHash>),
     /// The treasury went somewhere unknown.
     Alarm(String),
     /// The shares have changed: a refresh has finished, or its certificate is here.
@@ -265,6 +270,7 @@ impl State {
             pending,
             alarm,
             quarantine,
+            lost: _,
             sessions: _,
         } = self;
         let promises: Vec<&Promise> = promises.values().collect();
@@ -282,6 +288,10 @@ impl State {
         match input {
             Input::Chain { head, height } => {
                 self.chain(head, height);
+                Ok(Vec::new())
+            }
+            Input::Lost(body) => {
+                self.lost = body;
                 Ok(Vec::new())
             }
             Input::CaughtUp => Ok(self.caught_up()),
@@ -390,6 +400,13 @@ impl State {
                 !spent && self.height < height.saturating_add(self.replacement_delay)
             }
         })
+    }
+
+    /// What was signed for a sequence number and treasury, unless it can't be confirmed any more (S7).
+    pub fn binding(&self, sequence: SequenceNumber, parent: OutPoint) -> Option<&Promise> {
+        self.promises
+            .get(&(sequence, parent))
+            .filter(|promise| self.lost != Some(promise.body))
     }
 
     fn check_quarantine(&self) -> Result<(), Refusal> {
@@ -644,7 +661,7 @@ impl State {
         let promise = match &session.subject {
             Subject::Genesis(genesis) => Signable::Genesis(genesis.outpoint),
             Subject::Batch(candidate) => Signable::Batch(judge(
-                self.promises.get(&(candidate.sequence, candidate.parent)),
+                self.binding(candidate.sequence, candidate.parent),
                 candidate,
                 self.height,
                 self.replacement_delay,

@@ -679,3 +679,28 @@ fn a_session_is_of_the_epoch_it_was_accepted_in() {
     assert_eq!(state.step(0, sign(&other, 1)).unwrap_err().rule, Rule::S7);
     assert_eq!(state.pending, BTreeMap::from([(2, [8; 32])]));
 }
+
+#[test]
+fn another_batch_is_signed_at_once_if_the_first_can_no_longer_confirm() {
+    let mut state = state();
+    let sign = |subject: &Subject, attempt| Input::SignRequested {
+        from: COORDINATOR,
+        session: subject.session(&COORDINATOR),
+        epoch: 0,
+        attempt,
+    };
+    let first = candidate(1, 10);
+    let (body, second) = (first.body, candidate(2, 10));
+    let (first, second) = (Subject::Batch(first), Subject::Batch(second));
+    accepted(&mut state, &first);
+    state.step(0, sign(&first, 1)).unwrap();
+    accepted(&mut state, &second);
+    let refused = state.step(0, sign(&second, 1)).unwrap_err();
+    assert_eq!(refused.rule, Rule::S7);
+    // Of another body it says nothing, and it can be taken back.
+    for lost in [Some(protocol::batch::BodyHash([77; 32])), Some(body), None] {
+        state.step(0, Input::Lost(lost)).unwrap();
+        let judged = state.clone().step(0, sign(&second, 1));
+        assert_eq!(judged.is_ok(), lost == Some(body), "{lost:?}");
+    }
+}

@@ -27,8 +27,8 @@ const MAX_SETTLED: u64 = 64;
 impl Node {
     /// Where this operator stands towards a candidate, but for what its history says.
     pub(super) fn standing(&self, candidate: Option<&Candidate>) -> Standing {
-        let key = candidate.map(|candidate| (candidate.sequence, candidate.parent));
-        let promise = key.and_then(|key| self.state.promises.get(&key));
+        let promise = candidate
+            .and_then(|candidate| self.state.binding(candidate.sequence, candidate.parent));
         Standing {
             height: self.state.height,
             alarm: self.state.alarm.clone(),

@@ -41,10 +41,8 @@ impl Node {
                 "a batch left the best chain"
             );
         }
-        if let Some(txid) = moved.unknown_spend {
-            self.raise_alarm(format!(
-                "the unknown transaction {txid} spends the treasury"
-            ));
+        if let Some(reason) = moved.alarm() {
+            self.raise_alarm(reason);
         }
         self.chain_moved();
         self.ask_missing()?;

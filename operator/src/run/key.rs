@@ -1,16 +1,23 @@
 //! From key generation to the open vault: questions to the other operators, the share, the certificate.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use chain::{FollowError, Follower};
-use node::{certificate, history::History};
+use ledger::SequenceNumber;
+use node::{
+    certificate,
+    history::{self, History},
+};
 use protocol::{
+    batch::{Body, BodyHash},
     identity::{PeerKey, Signed},
     message::{Answer, Ask},
     signer::{self, Quarantine},
+    transaction::Treasury,
     vault::{GenesisCertificate, Vault, VaultKey},
 };
 use threshold::{GroupKey, KeyShare, dkg};
@@ -204,10 +211,34 @@ impl Node {
             let books = lock(&open.books);
             (books.history.head(), books.history.height())
         };
+        let lost = self.lost_body(&head);
         self.step(signer::Input::Chain {
             head: Some(head),
             height,
         });
+        self.step(signer::Input::Lost(lost));
+    }
+
+    /// The body that was signed on the treasury and can't be confirmed any more (S7): the payment of a deposit in it left
+    /// the chain, and something else has spent its coins, as deep as a deposit must be.
+    fn lost_body(&self, head: &Treasury) -> Option<BodyHash> {
+        let books = lock(&self.open.as_ref()?.books);
+        let depth = self.parameters.deposit_confirmations;
+        let lost: BTreeMap<_, _> = books.history.all_lost(depth).into_iter().collect();
+        if lost.is_empty() {
+            return None;
+        }
+        let next = SequenceNumber(head.commitment.sequence.0.saturating_add(1));
+        let promise = self.state.promises.get(&(next, head.outpoint))?;
+        let kept = blocking(|| history::kept_body(&self.store, &promise.body));
+        let body = Body::decode(&kept.ok()??).ok()?;
+        let (deposit, by) = body
+            .deposits()
+            .find_map(|(outpoint, _)| Some((outpoint, lost.get(&outpoint.txid)?.by)))?;
+        if self.state.lost != Some(promise.body) {
+            tracing::warn!(sequence = next.0, %deposit, %by, "the batch that was signed can't be confirmed any more: a deposit in it was double-spent (S7)");
+        }
+        Some(promise.body)
     }
 }
 

@@ -30,10 +30,12 @@ pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refu
     .map(|_| ())
 }
 
-/// Whether this operator has signed this body before: the candidate can only be a fee bump of it.
+/// Whether this operator has signed this body, or this transaction under another body's proofs, before: the candidate can
+/// only be a fee bump of it, or the same again.
 pub(super) fn is_bump(evidence: &Evidence, standing: &Standing) -> bool {
+    let candidate = &evidence.candidate;
     let promise = standing.promise.as_ref();
-    promise.is_some_and(|promise| promise.body == evidence.candidate.body)
+    promise.is_some_and(|promise| promise.body == candidate.body || promise.txid == candidate.txid)
 }
 
 #[cfg(test)]
@@ -70,6 +72,16 @@ mod tests {
         let delay = evidence.vault.parameters().replacement_delay;
         evidence.standing.height += u32::from(delay);
         check(&evidence, &evidence.standing).unwrap();
+    }
+
+    #[test]
+    fn the_same_transaction_under_other_proofs_is_no_other_batch() {
+        let mut evidence = fixture::without_proofs(&Users::new());
+        let mut promise = promised(&evidence);
+        promise.body = BodyHash([9; 32]);
+        evidence.standing.promise = Some(promise);
+        check(&evidence, &evidence.standing).unwrap();
+        assert!(is_bump(&evidence, &evidence.standing));
     }
 
     #[test]

@@ -1,0 +1,152 @@
+//! Gives up batches that can't be confirmed any more, because a deposit in them was double-spent in a reorganisation,
+//! and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
+//! the reason. The ledger has gone back by itself: it follows the treasury.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::PoisonError,
+};
+
+use bitcoin::{OutPoint, Txid};
+use ledger::Operation;
+use node::{clock::now_ms, displaced::Lost};
+use protocol::api::{BatchStatus, RequestStatus};
+use storage::{Changes, Direction, ReadError, Store};
+
+use crate::{
+    pipeline::{Pipeline, StageError},
+    queue,
+    records::{BATCHES, BatchRecord, DEPOSITS, Request},
+    refusals::LeftOut,
+};
+
+/// Batches that may build on each other and not be in the chain.
+const MAX_OPEN: usize = 64;
+/// Deposits that one transaction makes.
+const MAX_DEPOSITS: usize = 1_000;
+
+/// Looks once after each change of the chain.
+///
+/// # Errors
+/// [`StageError`]; it is looked again.
+pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
+    let depth = pipeline.vault.parameters().deposit_confirmations;
+    let (next, lost) = {
+        let history = pipeline
+            .history
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(history) = history.as_ref() else {
+            return Ok(());
+        };
+        let next = history.head().commitment.sequence.0.saturating_add(1);
+        (next, history.all_lost(depth))
+    };
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let lost: HashMap<Txid, Lost> = lost.into_iter().collect();
+    // The chain may move while this is written.
+    let _writing = pipeline.writing.clone().lock_owned().await;
+    let mut changes = Changes::new();
+    let rows: Vec<(u64, BatchRecord)> = pipeline
+        .store
+        .iter(&BATCHES, next.., Direction::Forward, MAX_OPEN)?
+        .collect::<Result<_, _>>()?;
+    let mut cause: Option<String> = None;
+    for (sequence, record) in rows {
+        if !is_open(record.status) {
+            continue;
+        }
+        let left_out = double_spent(pipeline, &record, &lost);
+        let own = deposits(&record).find(|outpoint| lost.contains_key(&outpoint.txid));
+        let why = match (own, &cause) {
+            (Some(deposit), _) => format!(
+                "batch {sequence} was dissolved: its deposit {deposit} was double-spent in a reorganisation"
+            ),
+            (None, Some(cause)) => {
+                format!("batch {sequence} was dissolved with one before: {cause}")
+            }
+            (None, None) => continue,
+        };
+        pipeline.abandon(record, &why, &left_out, &mut changes)?;
+        cause.get_or_insert(why);
+    }
+    for (txid, lost) in &lost {
+        refuse_waiting(&pipeline.store, txid, lost, &mut changes)?;
+    }
+    if cause.is_some() {
+        // What is queued again has waited long enough.
+        pipeline.waiting_since = Some(0);
+    }
+    pipeline.commit(changes).await
+}
+
+fn is_open(status: BatchStatus) -> bool {
+    match status {
+        BatchStatus::Formed
+        | BatchStatus::Proven
+        | BatchStatus::Signed
+        | BatchStatus::Broadcast => true,
+        BatchStatus::Confirmed | BatchStatus::Final | BatchStatus::Abandoned => false,
+    }
+}
+
+fn deposits(record: &BatchRecord) -> impl Iterator<Item = &OutPoint> {
+    record.operations.iter().filter_map(|operation| {
+        if let Operation::Deposit { outpoint, .. } = operation {
+            Some(outpoint)
+        } else {
+            None
+        }
+    })
+}
+
+/// The operations of a batch that are gone for good.
+fn double_spent(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    lost: &HashMap<Txid, Lost>,
+) -> BTreeMap<ledger::OperationId, LeftOut> {
+    let vault = pipeline.vault.id();
+    let gone = record.operations.iter().filter_map(|operation| {
+        let Operation::Deposit { outpoint, .. } = operation else {
+            return None;
+        };
+        let reason = reason(lost.get(&outpoint.txid)?);
+        let is_final = true;
+        Some((operation.id(&vault), LeftOut { reason, is_final }))
+    });
+    gone.collect()
+}
+
+fn reason(lost: &Lost) -> String {
+    format!(
+        "double-spent: its payment left the chain, and {} in block {} spends the same coins",
+        lost.by, lost.height
+    )
+}
+
+/// Refuses the deposits of a lost payment that are in no batch.
+fn refuse_waiting(
+    store: &Store,
+    txid: &Txid,
+    lost: &Lost,
+    changes: &mut Changes,
+) -> Result<(), ReadError> {
+    let (first, last) = (OutPoint::new(*txid, 0), OutPoint::new(*txid, u32::MAX));
+    for row in store.iter(&DEPOSITS, first..=last, Direction::Forward, MAX_DEPOSITS)? {
+        let (outpoint, record) = row?;
+        let waits = matches!(
+            record.progress.status,
+            RequestStatus::Received | RequestStatus::Queued
+        );
+        if waits {
+            tracing::warn!(stage = "dissolve", %outpoint, by = %lost.by, "a deposit was double-spent");
+            queue::mark(store, changes, &Request::Deposit(outpoint), |progress| {
+                progress.refuse(reason(lost), now_ms());
+            })?;
+        }
+    }
+    Ok(())
+}
