@@ -1,6 +1,7 @@
 //! What is played on the local network, with real wallets on a real chain: two batches, and what a scenario
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
+mod double_spent_deposit;
 mod kill;
 mod lost_share;
 mod lying_coordinator;
@@ -53,6 +54,8 @@ pub enum Scenario {
     Reorg,
     /// The basic scenario, with the first batch's transaction vanishing from the mempool, twice.
     MempoolEviction,
+    /// The basic scenario, with a further deposit in the second batch that is double-spent in a reorganisation.
+    DoubleSpentDeposit,
 }
 
 impl Scenario {
@@ -69,6 +72,7 @@ impl Scenario {
             Self::LyingCoordinator => "lying-coordinator",
             Self::Reorg => "reorg",
             Self::MempoolEviction => "mempool-eviction",
+            Self::DoubleSpentDeposit => "double-spent-deposit",
         }
     }
 
@@ -249,6 +253,10 @@ pub async fn play(
     until_deposits(network, &first, RequestStatus::Confirmed, story).await?;
     story.done("three deposits credited in one batch");
     between_batches(network, scenario, story).await?;
+    let plot = match scenario {
+        Scenario::DoubleSpentDeposit => Some(double_spent_deposit::deposit(network, story).await?),
+        _ => None,
+    };
 
     story.doing("two more deposits, a transfer and two withdrawals");
     let second = [
@@ -300,6 +308,9 @@ pub async fn play(
         .saturating_sub(80_000 + fees.withdraw_fee_sat);
     story.done("alice pays bob 50,000 sat; bob withdraws 120,000 and carol 80,000 sat");
     during_second_batch(network, scenario, story).await?;
+    if let Some(plot) = &plot {
+        double_spent_deposit::double_spend(network, plot, story).await?;
+    }
     until_deposits(network, &second, RequestStatus::Final, story).await?;
     for sent in [&paid, &out_bob, &out_carol] {
         until_final(network, &sent.id.to_string(), story).await?;
@@ -597,16 +608,21 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
     let vault = network.client.vault().await?;
     let mut batches = network.client.batches(&Page::default()).await?.items;
     batches.sort_by_key(|batch| batch.sequence);
-    // A withdrawal that is held comes in a batch of its own.
-    let payouts = match scenario {
-        Scenario::PauseAndApprove => 1,
-        _ => 2,
+    let (deposits, payouts) = match scenario {
+        // A withdrawal that is held comes in a batch of its own.
+        Scenario::PauseAndApprove => (2, 1),
+        // What is left of a dissolved batch does not wait for the deposits' confirmations.
+        Scenario::DoubleSpentDeposit => (0, 1),
+        _ => (2, 2),
     };
     let busy = batches.iter().any(|batch| {
-        // Treasury and at least two deposits in; treasury, commitment and the payouts out.
-        batch.inputs >= 3 && batch.outputs >= 2 + payouts
+        // Treasury and deposits in; treasury, commitment and the payouts out.
+        batch.inputs > deposits && batch.outputs >= 2 + payouts
     });
-    ensure!(busy, "no batch has two deposits and {payouts} withdrawals");
+    ensure!(
+        busy,
+        "no batch has {deposits} deposits and {payouts} withdrawals"
+    );
     for batch in &batches {
         let txid: Txid = batch
             .txid

@@ -96,3 +96,8 @@ async fn batches_that_a_reorganisation_takes_come_back_as_they_were() {
 async fn a_batch_that_the_mempool_forgets_is_submitted_again() {
     play(Scenario::MempoolEviction, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_double_spent_deposit_costs_nobody_else_anything() {
+    play(Scenario::DoubleSpentDeposit, SMALL).await;
+}

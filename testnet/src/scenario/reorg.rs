@@ -21,7 +21,7 @@ pub(super) async fn deposits_and_batch(
         .map(|deposit| deposit.height)
         .min()
         .context("deposits")?;
-    replace(network, first).await?;
+    replace(network, first, &[]).await?;
     let txid = txid(&before)?;
     network.bitcoind.forget_mempool().await?;
     story.done(format!(
@@ -54,7 +54,7 @@ pub(super) async fn deposits_and_batch(
 pub(super) async fn batch(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
     let before = confirmed(network, 2).await?;
     let height = before.height.context("a height")?;
-    replace(network, height).await?;
+    replace(network, height, &[]).await?;
     until_all_at(network, 1).await?;
     let batch = until_batch(network, 2, BatchStatus::Broadcast).await?;
     ensure!(batch.txid == before.txid, "batch 2 was formed anew");
@@ -73,8 +73,12 @@ async fn confirmed(network: &mut LocalNetwork, sequence: u64) -> anyhow::Result<
     until_batch(network, sequence, BatchStatus::Confirmed).await
 }
 
-/// Replaces all blocks from a height on by one more empty ones.
-pub(super) async fn replace(network: &mut LocalNetwork, height: u32) -> anyhow::Result<()> {
+/// Replaces all blocks from a height on by one more, the first with these transactions and nothing else.
+pub(super) async fn replace(
+    network: &mut LocalNetwork,
+    height: u32,
+    transactions: &[String],
+) -> anyhow::Result<()> {
     let rpc = network.bitcoind.rpc();
     let tip = rpc.chain_info().await?.blocks;
     let block = rpc.block_hash_at(height).await?.context("a block")?;
@@ -82,7 +86,7 @@ pub(super) async fn replace(network: &mut LocalNetwork, height: u32) -> anyhow::
     let gone = tip.saturating_add(1).saturating_sub(height);
     network
         .bitcoind
-        .mine_only(gone.saturating_add(1), &[])
+        .mine_only(gone.saturating_add(1), transactions)
         .await?;
     Ok(())
 }
