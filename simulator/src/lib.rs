@@ -28,6 +28,7 @@ mod signatures;
 mod table;
 mod world;
 
+pub use batch::batch;
 pub use deal::{DealError, deal};
 pub use fake::Fake;
 pub use fault::{FAULTS, Fault};
