@@ -16,6 +16,7 @@ mod epoch;
 mod export;
 mod follow;
 mod key;
+mod outlet;
 mod repair;
 mod sessions;
 mod show;
@@ -74,6 +75,9 @@ use crate::{
     vault::{KeySafe, Reading},
     verify::{Kept, Verified},
 };
+
+pub use outlet::Outlet;
+use outlet::Prompt;
 
 /// The heartbeat: deadlines, key-generation questions, clocks.
 const TICK: Duration = Duration::from_millis(250);
@@ -236,6 +240,8 @@ struct Node {
     store: Store,
     rpc: BitcoinRpc,
     peers: Peers,
+    /// The way out for answers to sign requests.
+    outlet: Arc<dyn Outlet>,
     events: mpsc::Sender<Event>,
     state: State,
     keys: Arc<KeyFiles>,
@@ -293,7 +299,19 @@ struct Incoming {
 /// # Errors
 /// [`RunError`] says what keeps it from starting or going on.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let (mut node, mut incoming) = start(settings).await?;
+    run_with(settings, Arc::new(Prompt), shutdown).await
+}
+
+/// As [`run`], with another way out for answers to sign requests.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    settings: Settings,
+    outlet: Arc<dyn Outlet>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let (mut node, mut incoming) = start(settings, outlet).await?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
@@ -357,7 +375,7 @@ pub fn open_store(
     Store::open(data_dir.join(DATABASE), &schema)
 }
 
-async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
+async fn start(settings: Settings, outlet: Arc<dyn Outlet>) -> Result<(Node, Incoming), RunError> {
     let roster = Arc::new(files::load_roster(&settings.roster)?);
     let parameters = Arc::new(files::load_parameters(&settings.parameters)?);
     settings.check_network(parameters.network)?;
@@ -420,6 +438,7 @@ async fn start(settings: Settings) -> Result<(Node, Incoming), RunError> {
         decisions: Arc::new(decisions),
         scan_from: settings.scan_from,
         peers,
+        outlet,
         state,
         helping: Helping::new(roster.clone(), identity.clone()),
         approvals: crate::repair::load_approvals(&store)?,

@@ -8,5 +8,6 @@ pub mod bitcoind;
 pub mod liar;
 pub mod network;
 pub mod report;
+pub mod saboteur;
 pub mod scenario;
 pub mod secrets;

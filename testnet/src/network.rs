@@ -22,7 +22,7 @@ use protocol::{
 use tokio::process::{Child, Command};
 use wallet::Client;
 
-use crate::{bitcoind::Bitcoind, liar::settings::Caps};
+use crate::{bitcoind::Bitcoind, liar::settings::Caps, saboteur::Fault};
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
@@ -84,6 +84,8 @@ pub struct Node {
     /// Where its pages are: `/metrics` and others.
     pub pages: String,
     binary: PathBuf,
+    /// Set while the node misbehaves.
+    fault: Option<Fault>,
     settings: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -96,9 +98,15 @@ impl Node {
     /// When the binary can't be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let child = Command::new(&self.binary)
-            .args(["run", "--settings"])
-            .arg(&self.settings)
+        let mut command = match self.fault {
+            None => Command::new(&self.binary),
+            Some(_) => Command::new(binary("drawbridge-saboteur")?),
+        };
+        command.args(["run", "--settings"]).arg(&self.settings);
+        if let Some(fault) = self.fault {
+            command.args(["--fault", fault.name()]);
+        }
+        let child = command
             .env("DRAWBRIDGE_PASSPHRASE", PASSPHRASE)
             .stdin(Stdio::null())
             .stdout(Stdio::from(log.try_clone()?))
@@ -166,6 +174,11 @@ impl Node {
     /// The node's settings file.
     pub fn settings(&self) -> &Path {
         &self.settings
+    }
+
+    /// From its next start on the operator misbehaves, or behaves again.
+    pub fn set_fault(&mut self, fault: Option<Fault>) {
+        self.fault = fault;
     }
 
     /// From now on the node runs with another settings file.
@@ -319,6 +332,7 @@ impl LocalNetwork {
                 name: member.name.clone(),
                 pages: format!("http://{pages}"),
                 binary: binary(program)?,
+                fault: None,
                 settings: dir.join(&member.name).join("settings.toml"),
                 log: logs.join(format!("{}.log", member.name)),
                 child: None,

@@ -18,8 +18,14 @@ pub struct Batch {
     pub outputs: usize,
     /// Ledger operations.
     pub operations: usize,
-    /// Attempts at signing.
+    /// Attempts at signing, since the coordinator was last started.
     pub attempts: u32,
+    /// Time to signature: from the first proposal to the verified signatures, in ms.
+    pub signing_ms: Option<u64>,
+    /// Operators whose shares made the signatures.
+    pub signers: Vec<String>,
+    /// Operators blamed for a bad share.
+    pub blamed: Vec<String>,
     /// Time in each stage.
     pub stage_ms: StageTimes,
 }
@@ -34,6 +40,9 @@ impl From<&BatchDocument> for Batch {
             outputs: document.outputs,
             operations: document.operations.len(),
             attempts: document.attempts,
+            signing_ms: document.signing_ms,
+            signers: document.signers.clone(),
+            blamed: document.blamed.clone(),
             stage_ms: document.stage_ms.clone(),
         }
     }
@@ -60,6 +69,8 @@ pub struct Report {
     pub treasury_sat: u64,
     /// Sum of all balances.
     pub supply_sat: u64,
+    /// What the evidence against operators shows, as `check-evidence` prints it.
+    pub evidence: Vec<String>,
 }
 
 impl Report {
@@ -92,6 +103,24 @@ impl Report {
                 ms(t.round1), ms(t.round2), ms(t.aggregate), ms(t.broadcast), ms(t.confirm),
             ));
             text.push_str(&format!("         {}\n", batch.txid));
+        }
+        text.push('\n');
+        for batch in &self.batches {
+            let (attempts, ms) = (batch.attempts, batch.signing_ms.unwrap_or_default());
+            let times = if attempts == 1 { "attempt" } else { "attempts" };
+            text.push_str(&format!(
+                "  batch {}: {attempts} {times} used, {ms} ms to signature; signed by {}{}\n",
+                batch.sequence,
+                batch.signers.join(", "),
+                if batch.blamed.is_empty() {
+                    String::new()
+                } else {
+                    format!("; blamed: {}", batch.blamed.join(", "))
+                },
+            ));
+        }
+        for line in &self.evidence {
+            text.push_str(&format!("  evidence: {line}\n"));
         }
         text
     }

@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 mod double_spent_deposit;
+mod faulty;
 mod kill;
 mod lost_share;
 mod lying_coordinator;
@@ -22,6 +23,7 @@ use wallet::{Wallet, send::SendOptions};
 use crate::{
     network::{Extras, GENESIS, LocalNetwork},
     report::{Batch, Report},
+    saboteur::Fault,
 };
 
 /// How long one step may take; proving on a busy machine is slow.
@@ -56,6 +58,16 @@ pub enum Scenario {
     MempoolEviction,
     /// The basic scenario, with a further deposit in the second batch that is double-spent in a reorganisation.
     DoubleSpentDeposit,
+    /// The basic scenario, with n - t operators (at most four) that accept and then never answer a sign request.
+    FourSilent,
+    /// The basic scenario, with n - t operators (at most four) that send wrong shares and are blamed.
+    BadShares,
+    /// The basic scenario, with n - t operators (at most four) that answer sign requests seconds late.
+    SlowSigners,
+    /// The basic scenario, with a signer killed in round 2, its promise on disk and its shares made.
+    KillSignerMidRound,
+    /// The basic scenario, with the coordinator killed between its sign request and the aggregation.
+    KillCoordinatorMidRound,
 }
 
 impl Scenario {
@@ -73,6 +85,11 @@ impl Scenario {
             Self::Reorg => "reorg",
             Self::MempoolEviction => "mempool-eviction",
             Self::DoubleSpentDeposit => "double-spent-deposit",
+            Self::FourSilent => "four-silent",
+            Self::BadShares => "bad-shares",
+            Self::SlowSigners => "slow-signers",
+            Self::KillSignerMidRound => "kill-signer-mid-round",
+            Self::KillCoordinatorMidRound => "kill-coordinator-mid-round",
         }
     }
 
@@ -326,7 +343,12 @@ pub async fn play(
     .await?;
     story.done("accounts, payouts on the chain, and treasury >= supply hold");
     afterwards(network, scenario, story).await?;
-    report(network, scenario).await
+    let evidence = match scenario {
+        Scenario::BadShares => faulty::check_evidence(network, story).await?,
+        _ => Vec::new(),
+    };
+    let report = report(network, scenario).await?;
+    Ok(Report { evidence, ..report })
 }
 
 /// What a scenario does before the first batch: accounts of its own, that are in it too.
@@ -336,9 +358,17 @@ async fn before_first_batch(
     story: &Story,
 ) -> anyhow::Result<Vec<Holding>> {
     match scenario {
-        Scenario::LyingCoordinator => lying_coordinator::accomplice(network, story).await,
-        _ => Ok(Vec::new()),
+        Scenario::LyingCoordinator => return lying_coordinator::accomplice(network, story).await,
+        Scenario::FourSilent => faulty::begin(network, Fault::Silent, story).await?,
+        Scenario::SlowSigners => faulty::begin(network, Fault::Slow, story).await?,
+        Scenario::BadShares => {
+            faulty::begin_with_no_choice(network, Fault::BadShares, story).await?
+        }
+        Scenario::KillSignerMidRound => faulty::begin_alone(network, story).await?,
+        Scenario::KillCoordinatorMidRound => faulty::begin_slow(network, story).await?,
+        _ => {}
     }
+    Ok(Vec::new())
 }
 
 /// What a scenario does while the first batch is under way.
@@ -352,6 +382,9 @@ async fn during_first_batch(
         Scenario::KillOperator => kill::operator(network, story).await,
         Scenario::Reorg => reorg::deposits_and_batch(network, story).await,
         Scenario::MempoolEviction => mempool_eviction::twice(network, story).await,
+        Scenario::BadShares => faulty::see_blame(network, story).await,
+        Scenario::KillSignerMidRound => faulty::kill_signer(network, story).await,
+        Scenario::KillCoordinatorMidRound => faulty::kill_coordinator(network, story).await,
         _ => Ok(()),
     }
 }
@@ -367,6 +400,7 @@ async fn between_batches(
         Scenario::Restore => restore::restore(network, story).await,
         Scenario::Refresh => refresh::refresh(network, story).await,
         Scenario::LostShare => lost_share::repair(network, story).await,
+        Scenario::KillSignerMidRound => faulty::bring_back(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
         _ => Ok(()),
     }
@@ -394,6 +428,7 @@ async fn afterwards(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::see_signature(network, story).await,
+        Scenario::FourSilent | Scenario::BadShares => faulty::see_signers(network, story).await,
         Scenario::Refresh => refresh::see_signatures(network, story).await,
         Scenario::LostShare => lost_share::see_signature(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
@@ -645,5 +680,6 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
         batches: batches.iter().map(Batch::from).collect(),
         treasury_sat: vault.treasury_sat,
         supply_sat: vault.supply_sat,
+        evidence: Vec::new(),
     })
 }

@@ -101,3 +101,51 @@ async fn a_batch_that_the_mempool_forgets_is_submitted_again() {
 async fn a_double_spent_deposit_costs_nobody_else_anything() {
     play(Scenario::DoubleSpentDeposit, SMALL).await;
 }
+
+const SPARE: Size = Size {
+    operators: 5,
+    threshold: 3,
+};
+
+/// n - t + 1.
+const MOST_ATTEMPTS: u32 = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_ends_without_the_operators_that_accept_and_fall_silent() {
+    let report = play(Scenario::FourSilent, SPARE).await;
+    for batch in &report.batches {
+        assert!((1..=MOST_ATTEMPTS).contains(&batch.attempts), "{batch:?}");
+        assert!(batch.signing_ms.is_some() && batch.blamed.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_that_send_wrong_shares_are_blamed_with_evidence_and_the_batch_confirms() {
+    let report = play(Scenario::BadShares, SPARE).await;
+    let first = report.batches.first().unwrap();
+    assert_eq!(first.blamed, ["operator-1", "operator-2"]);
+    assert!(first.attempts >= 2, "{first:?}");
+    assert!(report.evidence.len() >= 2, "{:?}", report.evidence);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_signers_are_neither_blamed_nor_waited_for_in_vain() {
+    let report = play(Scenario::SlowSigners, SPARE).await;
+    for batch in &report.batches {
+        assert!((1..=MOST_ATTEMPTS).contains(&batch.attempts), "{batch:?}");
+        assert!(batch.blamed.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signer_killed_in_round_2_is_replaced_and_signs_again_later() {
+    let report = play(Scenario::KillSignerMidRound, SPARE).await;
+    let first = report.batches.first().unwrap();
+    assert!(first.attempts >= 2, "{first:?}");
+    assert!(!first.signers.contains(&"operator-1".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_between_request_and_aggregation_has_the_batch_signed_again() {
+    play(Scenario::KillCoordinatorMidRound, SPARE).await;
+}

@@ -416,7 +416,7 @@ impl Node {
         reply: Reply,
     ) {
         match self.promise(from, id, epoch, attempt, &commitments) {
-            Ok(Ready::Answered(answer)) => reply.send(*answer),
+            Ok(Ready::Answered(answer)) => self.outlet.send(*answer, reply),
             Ok(Ready::Promised(promised)) => {
                 self.note_session(id, Ok("signed"));
                 self.show();
@@ -512,7 +512,7 @@ impl Node {
         let Some(safe) = self.safe_for(promised.verified()) else {
             return;
         };
-        let identity = self.identity.clone();
+        let (identity, outlet) = (self.identity.clone(), self.outlet.clone());
         task::spawn_blocking(move || {
             let (id, attempt) = (promised.session(), promised.attempt());
             let inputs = promised.verified().messages().len();
@@ -522,10 +522,11 @@ impl Node {
             let cost = watch.cost();
             cost.record(&ROUND2, inputs);
             tracing::info!(stage = "round2", session = %id, attempt, inputs, elapsed_us = cost.wall.as_micros(), "shares made");
-            reply.send(match signed {
+            let answer = match signed {
                 Ok(given) => state(&identity, id, attempt, given),
                 Err(refusal) => Answer::Refused(refusal),
-            });
+            };
+            outlet.send(answer, reply);
         });
     }
 
