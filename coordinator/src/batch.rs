@@ -24,6 +24,7 @@ use crate::{
         BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, Progress, REQUESTS, Request, RequestKey,
         TERMS, TOP_UPS, UNRIPE,
     },
+    room::Room,
 };
 
 /// How long requests are held while a batch is formed, in ms.
@@ -74,11 +75,12 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     Ok(formed)
 }
 
-/// Takes requests from the queue and resolves them; settles those that can never be in a batch.
+/// Takes requests from the queue, as many as there is room for, and resolves them; settles those that can never be in a batch.
 async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, StageError> {
     let store = &pipeline.store;
     let requests = store.queue(&REQUESTS)?;
     let limit = usize::from(pipeline.vault.parameters().max_operations);
+    let mut room = Room::new(pipeline.vault.group());
     let (mut deposits, mut signed) = (Vec::new(), Vec::new());
     while deposits.len().saturating_add(signed.len()) < limit {
         let Some(lease) = requests.lease(now_ms(), LEASE_MS)? else {
@@ -91,6 +93,10 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
                     requests.ack(changes, lease);
                     continue;
                 };
+                if !room.take(&record.operation) {
+                    requests.release(lease);
+                    break;
+                }
                 signed.push(Pick {
                     lease,
                     operation: record.operation,
@@ -98,9 +104,14 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
                 });
             }
             Request::Deposit(outpoint) => {
-                if let Some(pick) = pick_deposit(pipeline, changes, outpoint, lease).await? {
-                    deposits.push(pick);
+                let Some(pick) = pick_deposit(pipeline, changes, outpoint, lease).await? else {
+                    continue;
+                };
+                if !room.take(&pick.operation) {
+                    requests.release(pick.lease);
+                    break;
                 }
+                deposits.push(pick);
             }
         }
     }

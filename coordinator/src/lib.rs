@@ -30,5 +30,6 @@ pub mod prove;
 pub mod queue;
 pub mod records;
 pub mod refusals;
+pub mod room;
 pub mod run;
 pub mod settings;

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use bitcoin::Amount;
 use ledger::Operation;
 use protocol::message::{Refusal, Rule};
+use threshold::sign::max_messages;
 
 use super::Evidence;
 
@@ -40,6 +41,13 @@ pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
             body.operations.len()
         )));
     }
+    let group = vault.group();
+    let inputs = body
+        .deposits()
+        .count()
+        .saturating_add(candidate.top_ups.len())
+        .saturating_add(1);
+    check_inputs(inputs, group.signers().len(), group.threshold().into())?;
     let mut seen = BTreeSet::new();
     for operation in &body.operations {
         let id = operation.id(&body.vault);
@@ -49,6 +57,17 @@ pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
             Err(refuse("the operation is in the batch twice"))
         };
         check.map_err(|refusal| refusal.of(id))?;
+    }
+    Ok(())
+}
+
+/// One session signs all inputs, and has a bound of its own.
+fn check_inputs(inputs: usize, signers: usize, needed: usize) -> Result<(), Refusal> {
+    let most = max_messages(signers, needed);
+    if inputs > most {
+        return Err(refuse(format!(
+            "{inputs} inputs, more than the {most} that one session of {needed} of {signers} signs"
+        )));
     }
     Ok(())
 }
@@ -176,5 +195,25 @@ pub(super) mod cases {
                 "standard",
             ),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::message::Rule;
+    use threshold::sign::max_messages;
+
+    use super::check_inputs;
+
+    #[test]
+    fn a_batch_with_more_inputs_than_a_session_signs_is_refused_with_both_numbers() {
+        for (signers, needed) in [(5, 3), (16, 12), (100, 67)] {
+            let most = max_messages(signers, needed);
+            assert!(check_inputs(most, signers, needed).is_ok());
+            let refusal = check_inputs(most + 1, signers, needed).unwrap_err();
+            assert_eq!(refusal.rule, Rule::S3);
+            let reason = format!("{} inputs, more than the {most} that", most + 1);
+            assert!(refusal.reason.starts_with(&reason), "{refusal}");
+        }
     }
 }
