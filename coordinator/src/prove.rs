@@ -61,8 +61,12 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     pipeline.say(format!("proving batch {}", record.sequence.0));
     let started = Instant::now();
     let key = Arc::clone(&pipeline.keys);
-    let work = transition.clone();
-    let proofs = tokio::task::spawn_blocking(move || prove_all(&key, &work))
+    let (work, live, sequence) = (transition.clone(), pipeline.live.clone(), record.sequence.0);
+    let tell = move |done: usize, of: usize| {
+        let phase = format!("proving batch {sequence}: {done} of {of} chunks");
+        live.send_modify(|live| live.phase = phase);
+    };
+    let proofs = tokio::task::spawn_blocking(move || prove_all(&key, &work, tell))
         .await
         .map_err(|error| StageError::Fault(error.to_string()))?
         .map_err(|error| StageError::Fault(error.to_string()))?;
@@ -88,11 +92,18 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     Ok(true)
 }
 
-fn prove_all(key: &ProvingKey, transition: &Transition) -> Result<Vec<Vec<u8>>, proof::ProveError> {
+/// Tells how many chunks are done, of how many.
+fn prove_all(
+    key: &ProvingKey,
+    transition: &Transition,
+    tell: impl Fn(usize, usize),
+) -> Result<Vec<Vec<u8>>, proof::ProveError> {
     transition
         .chunks
         .iter()
-        .map(|chunk| {
+        .enumerate()
+        .map(|(done, chunk)| {
+            tell(done, transition.chunks.len());
             let watch = Stopwatch::process();
             let proof = prove_chunk(key, chunk)?;
             watch.cost().record(&METER, 1);

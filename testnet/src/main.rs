@@ -6,7 +6,10 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use testnet::{
     network::{LocalNetwork, Size, proof_keys},
-    scenario::{self, Scenario, Story},
+    scenario::{
+        self, Scenario, Story,
+        big_batch::{self, Numbers},
+    },
 };
 
 /// Starts bitcoind (regtest), a coordinator and operators, generates the key, creates the genesis, plays a
@@ -26,12 +29,27 @@ struct Arguments {
     /// What to play.
     #[arg(long, value_enum, default_value_t = Scenario::Basic)]
     scenario: Scenario,
+    /// Deposits in the batch of scenario big-batch.
+    #[arg(long, default_value_t = 500)]
+    deposits: usize,
+    /// Withdrawals in the batch of scenario big-batch.
+    #[arg(long, default_value_t = 500)]
+    withdrawals: usize,
     /// Write a report in JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
     /// Folder for data and logs; a new one under testnet/run when absent.
     #[arg(long)]
     dir: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            deposits: self.deposits,
+            withdrawals: self.withdrawals,
+        }
+    }
 }
 
 #[tokio::main]
@@ -57,7 +75,10 @@ async fn main() -> anyhow::Result<()> {
         operators: arguments.operators,
         threshold: arguments.threshold,
     };
-    let extras = arguments.scenario.extras();
+    let extras = match arguments.scenario {
+        Scenario::BigBatch => arguments.numbers().extras(),
+        scenario => scenario.extras(),
+    };
     let mut network = LocalNetwork::start_with(&dir, size, &keys, extras).await?;
     story.done(format!(
         "bitcoind, 1 coordinator and {} operators run; logs in {}",
@@ -95,7 +116,10 @@ async fn play(
     story: &Story,
 ) -> anyhow::Result<()> {
     scenario::found(network, story).await?;
-    let report = scenario::play(network, arguments.scenario, story).await?;
+    let report = match arguments.scenario {
+        Scenario::BigBatch => big_batch::play(network, arguments.numbers(), story).await?,
+        scenario => scenario::play(network, scenario, story).await?,
+    };
     story.end();
     println!("{}", report.table());
     let url = network.client.url().as_str().trim_end_matches('/');

@@ -49,6 +49,8 @@ pub struct Extras {
     pub coordinators: usize,
     /// Miner fees at a rate that users' fees don't cover, and operators whose caps are near.
     pub tight_fees: bool,
+    /// Most operations in one batch, where that is not the default; and a coordinator that takes requests faster.
+    pub max_operations: Option<u16>,
 }
 
 impl Extras {
@@ -306,7 +308,11 @@ impl LocalNetwork {
         extras: Extras,
         bitcoind: Bitcoind,
     ) -> anyhow::Result<Self> {
-        let parameters = Parameters::defaults(BitcoinNetwork::Regtest);
+        let mut parameters = Parameters::defaults(BitcoinNetwork::Regtest);
+        if let Some(most) = extras.max_operations {
+            parameters.max_operations = most;
+        }
+        parameters.validate()?;
         let logs = dir.join("logs");
         fs::create_dir_all(&logs)?;
         let mut operators = Vec::new();
@@ -354,6 +360,22 @@ impl LocalNetwork {
             dir: dir.to_owned(),
             parameters,
         })
+    }
+
+    /// The coordinator stops, and starts again with other settings for when a batch is formed.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn set_batching(&mut self, size: usize, age: Duration) -> anyhow::Result<()> {
+        self.coordinator.stop().await;
+        let file = self.coordinator.settings().to_owned();
+        let mut settings: toml::Table = fs::read_to_string(&file)?.parse()?;
+        let mut batching = toml::Table::new();
+        batching.insert("size".into(), i64::try_from(size)?.into());
+        batching.insert("age_ms".into(), i64::try_from(age.as_millis())?.into());
+        settings.insert("batching".into(), batching.into());
+        fs::write(&file, toml::to_string(&settings)?)?;
+        self.coordinator.start()
     }
 
     /// Waits until `check` gives a value, and looks after the processes meanwhile.
@@ -500,6 +522,9 @@ fn write_coordinator(
     if let Some(fees) = settings.get_mut("fees").and_then(toml::Value::as_table_mut) {
         let rate = i64::try_from(extras.fee_rate())?;
         fees.insert("fallback_sat_per_vb".into(), rate.into());
+    }
+    if extras.max_operations.is_some() {
+        settings.insert("requests_per_second".into(), 2_000.into());
     }
     settings.insert("keys".into(), path_value(keys));
     settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);

@@ -1,6 +1,7 @@
 //! What is played on the local network, with real wallets on a real chain: two batches, and what a scenario
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
+pub mod big_batch;
 mod double_spent_deposit;
 mod faulty;
 mod kill;
@@ -68,6 +69,8 @@ pub enum Scenario {
     KillSignerMidRound,
     /// The basic scenario, with the coordinator killed between its sign request and the aggregation.
     KillCoordinatorMidRound,
+    /// One batch with --deposits deposits and --withdrawals withdrawals. Proving takes about 5 s for 8 operations.
+    BigBatch,
 }
 
 impl Scenario {
@@ -90,6 +93,7 @@ impl Scenario {
             Self::SlowSigners => "slow-signers",
             Self::KillSignerMidRound => "kill-signer-mid-round",
             Self::KillCoordinatorMidRound => "kill-coordinator-mid-round",
+            Self::BigBatch => "big-batch",
         }
     }
 
@@ -97,6 +101,7 @@ impl Scenario {
     pub fn extras(self) -> Extras {
         match self {
             Self::LyingCoordinator => lying_coordinator::EXTRAS,
+            Self::BigBatch => big_batch::Numbers::default().extras(),
             _ => Extras::default(),
         }
     }
@@ -126,6 +131,30 @@ impl Story {
     /// What is going on now.
     pub fn doing(&self, what: impl Into<String>) {
         self.bar.set_message(what.into());
+    }
+
+    /// How much is done of what is going on now.
+    pub fn progress(&self, what: impl Into<String>, done: usize, of: usize) {
+        if self.bar.length().is_none()
+            && let Ok(style) = ProgressStyle::with_template(
+                "{spinner} {msg} [{bar:40}] {pos}/{len} ({elapsed}, {eta} left)",
+            )
+        {
+            self.bar.set_style(style);
+            self.bar.reset_elapsed();
+        }
+        self.bar.set_message(what.into());
+        self.bar.set_length(u64::try_from(of).unwrap_or(u64::MAX));
+        self.bar
+            .set_position(u64::try_from(done).unwrap_or(u64::MAX));
+    }
+
+    /// From here on it is not known how much there is to do.
+    pub fn end_progress(&self) {
+        self.bar.unset_length();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            self.bar.set_style(style);
+        }
     }
 
     /// What has been done.
@@ -237,6 +266,9 @@ pub async fn play(
     scenario: Scenario,
     story: &Story,
 ) -> anyhow::Result<Report> {
+    if scenario == Scenario::BigBatch {
+        return big_batch::play(network, big_batch::Numbers::default(), story).await;
+    }
     let wallets = network.dir.join("wallets");
     let mut users = Vec::new();
     for name in ["alice", "bob", "carol"] {

@@ -20,6 +20,7 @@ use crate::{
 pub(super) const EXTRAS: Extras = Extras {
     coordinators: 2,
     tight_fees: true,
+    max_operations: None,
 };
 /// What the liar's accomplice deposits.
 const DEPOSIT: u64 = 400_000;
