@@ -38,6 +38,13 @@ enum Command {
         #[arg(long, default_value = "roster.toml")]
         roster: PathBuf,
     },
+    /// Takes back the alarm (S14) of a coordinator that is stopped, once you know what has happened and the operators
+    /// agree.
+    ClearAlarm {
+        /// The settings file.
+        #[arg(long, default_value = "coordinator.toml")]
+        settings: PathBuf,
+    },
     /// Runs the coordinator until SIGINT or SIGTERM.
     Run {
         /// The settings file.
@@ -79,6 +86,13 @@ async fn main() -> anyhow::Result<()> {
             for line in coordinator::blame::check_file(&file, &roster)? {
                 say(&line);
             }
+            Ok(())
+        }
+        Command::ClearAlarm { settings } => {
+            let alarm = coordinator::run::clear_alarm(&settings)?;
+            say(&alarm.map_or("there is no alarm".to_owned(), |alarm| {
+                format!("the alarm is cleared; it was: {alarm}")
+            }));
             Ok(())
         }
         Command::Run { settings } => {

@@ -12,8 +12,10 @@ use chain::{follow::Follower, rpc::BitcoinRpc};
 use node::{files, history::History};
 use p2p::{Network, PeerAddress};
 use proof::{Keys, ProvingKey};
-use protocol::{identity::PeerKey, reputation::Standing, roster::Roster, vault::Vault};
-use storage::{Changes, Schema, Store};
+use protocol::{
+    identity::PeerKey, parameters::Parameters, reputation::Standing, roster::Roster, vault::Vault,
+};
+use storage::{Changes, OpenError, Schema, Store};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -55,18 +57,8 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
     let verifying_key_hash = keys.verifying.hash().0;
     let setup = keys.verifying.label().to_owned();
     let rpc = BitcoinRpc::new(&settings.bitcoind)?;
-    let agreed = hex::encode(protocol::hash::tagged(
-        "drawbridge/network",
-        &[&roster.hash(), &parameters.hash()],
-    ));
-    let store = Store::open(
-        settings.data_dir.join("db"),
-        &Schema {
-            kind: "coordinator",
-            network: &agreed,
-            columns: &records::columns(),
-        },
-    )?;
+    let agreed = agreed(&roster, &parameters);
+    let store = open_store(&settings, &agreed)?;
     let (network, events) = p2p::start(
         &identity,
         &p2p::Settings {
@@ -143,10 +135,44 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
     result
 }
 
+/// What all nodes of one network agree on.
+fn agreed(roster: &Roster, parameters: &Parameters) -> String {
+    hex::encode(protocol::hash::tagged(
+        "drawbridge/network",
+        &[&roster.hash(), &parameters.hash()],
+    ))
+}
+
+fn open_store(settings: &Settings, agreed: &str) -> Result<Store, OpenError> {
+    let schema = Schema {
+        kind: "coordinator",
+        network: agreed,
+        columns: &records::columns(),
+    };
+    Store::open(settings.data_dir.join("db"), &schema)
+}
+
+/// Takes back the alarm of a coordinator that does not run, after somebody has looked at it. Gives what it was. While the
+/// treasury is gone, the operators sign nothing whatever is cleared here.
+///
+/// # Errors
+/// Files or database that can't be read, or that a running coordinator has open.
+pub fn clear_alarm(settings_file: &Path) -> anyhow::Result<Option<String>> {
+    let settings = Settings::load(settings_file)?;
+    let roster = files::load_roster(&settings.roster)?;
+    let parameters = files::load_parameters(&settings.parameters)?;
+    let store = open_store(&settings, &agreed(&roster, &parameters))?;
+    let alarm = store.get(&records::ALARM, &())?;
+    let mut changes = Changes::new();
+    changes.delete(&records::ALARM, &());
+    store.commit(changes)?;
+    Ok(alarm)
+}
+
 struct Parts {
     settings: Settings,
     roster: Arc<Roster>,
-    parameters: Arc<protocol::parameters::Parameters>,
+    parameters: Arc<Parameters>,
     me: PeerKey,
     keys: Arc<ProvingKey>,
     verifying_key_hash: [u8; 32],
@@ -215,7 +241,9 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         .history
         .write()
         .unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    let alarm = store.get(&records::ALARM, &())?;
     live.send_modify(|live| {
+        live.alarm = alarm;
         live.vault = Some(vault.clone());
         live.phase = "idle".into();
         live.height = height;
@@ -351,6 +379,9 @@ async fn follow(
         commit(store, changes).await?;
         if let Some(reason) = moved.alarm() {
             tracing::error!(%reason, "ALARM: no batch is formed or signed any more (S14)");
+            let mut changes = Changes::new();
+            changes.put(&records::ALARM, &(), &reason);
+            commit(store, changes).await?;
             live.send_modify(|live| live.alarm = Some(reason));
         }
         live.send_modify(|live| {

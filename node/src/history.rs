@@ -36,13 +36,16 @@ pub const CONFIRMED: Table<u64, Confirmed> = Table::new("confirmed", 1);
 pub const POSITION: Table<(), Position> = Table::new("position", 1);
 /// Height of the last block before the reorganisation that is being taken in.
 const TOP: Table<(), u32> = Table::new("reorganised_from", 1);
+/// The unknown transaction in the best chain that spends the treasury, and the height of its block.
+const STOLEN: Table<(), (Txid, u32)> = Table::new("stolen", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 8] = [
+pub const TABLES: [ColumnName; 9] = [
     BODIES.name(),
     CANDIDATES.name(),
     CONFIRMED.name(),
     POSITION.name(),
     TOP.name(),
+    STOLEN.name(),
     DISPLACED.name(),
     crate::certificate::CERTIFICATE.name(),
     crate::certificate::EPOCH.name(),
@@ -159,6 +162,8 @@ pub struct History {
     displaced: DisplacedSet,
     /// Height of the last block before the reorganisation that is being taken in.
     top: Option<u32>,
+    /// What spends the treasury and is no batch, and the height of its block.
+    stolen: Option<(Txid, u32)>,
 }
 
 impl History {
@@ -191,6 +196,7 @@ impl History {
             confirmed.push(row);
         }
         let (displaced, top) = (DisplacedSet::load(&store)?, store.get(&TOP, &())?);
+        let stolen = store.get(&STOLEN, &())?;
         let mut history = Self {
             store,
             vault,
@@ -202,6 +208,7 @@ impl History {
             undo: VecDeque::new(),
             displaced,
             top,
+            stolen,
         };
         history.catch_up()?;
         Ok(history)
@@ -238,6 +245,11 @@ impl History {
     pub fn confirmed(&self, sequence: SequenceNumber) -> Option<&Confirmed> {
         self.confirmed
             .get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
+    }
+
+    /// The unknown transaction in the best chain that spends the treasury, if there is one: no batch can follow then.
+    pub fn unknown_spend(&self) -> Option<Txid> {
+        self.stolen.map(|(txid, _)| txid)
     }
 
     /// Why a transaction that was in a block can't be confirmed any more, if that is `confirmations` blocks deep.
@@ -311,6 +323,8 @@ impl History {
                 while let Some(spend) = scan::find_spend(&block, head.outpoint) {
                     let Some(next) = self.next_treasury(&head, spend.transaction) else {
                         moved.unknown_spend = Some(spend.txid);
+                        self.stolen = Some((spend.txid, height));
+                        changes.put(&STOLEN, &(), &(spend.txid, height));
                         break;
                     };
                     let row = Confirmed {
@@ -325,6 +339,10 @@ impl History {
             }
             ChainEvent::Disconnected { height, block, .. } => {
                 self.displaced.leave(height, block.as_deref(), &mut changes);
+                if self.stolen.is_some_and(|(_, at)| at >= height) {
+                    self.stolen = None;
+                    changes.delete(&STOLEN, &());
+                }
                 let top = *self.top.get_or_insert(height);
                 changes.put(&TOP, &(), &top);
                 let gone = self

@@ -77,6 +77,11 @@ pub enum Request {
     },
     /// Sign again.
     Resume {},
+    /// Take back an alarm that somebody has looked at (S14).
+    ClearAlarm {
+        /// What was found; it goes into the log.
+        reason: String,
+    },
     /// The policy in force: [`crate::policy::Shown`].
     Policy {},
     /// What waits for a decision: [`crate::decisions::Listing`].

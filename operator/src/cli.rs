@@ -76,6 +76,16 @@ enum Command {
     },
     /// Sign again after a pause.
     Resume(Own),
+    /// Sign again after an alarm (S14), once you know what has happened and the other operators agree.
+    ///
+    /// Refused while an unknown transaction in the chain spends the treasury.
+    ClearAlarm {
+        #[command(flatten)]
+        own: Own,
+        /// What was found; it goes into the log.
+        #[arg(long)]
+        reason: String,
+    },
     /// What this operator is willing to sign.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -222,6 +232,7 @@ fn execute(command: Command) -> anyhow::Result<Option<Reply>> {
         Command::Status(own) => status::status(&own).map(Some),
         Command::Pause { own, reason } => decide::pause(&own, reason).map(Some),
         Command::Resume(own) => decide::resume(&own).map(Some),
+        Command::ClearAlarm { own, reason } => decide::clear_alarm(&own, reason).map(Some),
         Command::Policy(command) => policy::policy(&command).map(Some),
         Command::Pending(own) => decide::pending(&own).map(Some),
         Command::Approve { operation, own } => decide::approve(&own, operation).map(Some),

@@ -233,6 +233,16 @@ pub fn save_alarm(store: &Store, reason: &str) -> Result<(), CommitError> {
     store.commit(changes)
 }
 
+/// Takes the alarm back, after somebody has looked.
+///
+/// # Errors
+/// Fatal (S11).
+pub fn clear_alarm(store: &Store) -> Result<(), CommitError> {
+    let mut changes = Changes::new();
+    changes.delete(&ALARM, &());
+    store.commit(changes)
+}
+
 /// Ends the process at once, before anything else can leave it (S11).
 pub fn stop_on_failed_write(error: &CommitError) -> ! {
     tracing::error!(
@@ -278,6 +288,8 @@ mod tests {
         assert_eq!(loaded.batches.get(&key), Some(&promise));
         assert_eq!(loaded.genesis, Some(genesis));
         assert_eq!(loaded.alarm.as_deref(), Some("somebody took the money"));
+        clear_alarm(&store).unwrap();
+        assert_eq!(load(&store).unwrap().alarm, None);
     }
 
     #[test]

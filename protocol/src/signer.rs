@@ -146,8 +146,10 @@ pub enum Input {
     CaughtUp,
     /// The body that was signed on the present treasury and can't be confirmed any more, if there is one.
     Lost(Option<BodyHash>),
-    /// The treasury went somewhere unknown.
+    /// The treasury went somewhere unknown, or what was final left the chain.
     Alarm(String),
+    /// Somebody has looked at the alarm, and wants to go on.
+    AlarmCleared,
     /// The shares have changed: a refresh has finished, or its certificate is here.
     Epochs {
         /// Epoch of the share that it signs with.
@@ -298,6 +300,10 @@ impl State {
             Input::Alarm(reason) => {
                 self.sessions.clear();
                 self.alarm = Some(reason);
+                Ok(Vec::new())
+            }
+            Input::AlarmCleared => {
+                self.alarm = None;
                 Ok(Vec::new())
             }
             Input::Epochs { own, pending } => {

@@ -33,6 +33,15 @@ pub(super) fn resume(own: &Own) -> anyhow::Result<Reply> {
     })
 }
 
+pub(super) fn clear_alarm(own: &Own, reason: String) -> anyhow::Result<Reply> {
+    let json = own.ask(&Request::ClearAlarm { reason })?;
+    let text = match json.as_str() {
+        None => "There is no alarm.".to_owned(),
+        Some(alarm) => format!("The alarm is cleared, and signing goes on. It was: {alarm}"),
+    };
+    Ok(Reply { text, json })
+}
+
 pub(super) fn approve(own: &Own, operation: String) -> anyhow::Result<Reply> {
     let text = format!(
         "{operation} is approved. It is signed with a later batch, once enough other operators agree."

@@ -23,6 +23,7 @@ impl Node {
             Request::Ledger { from } => value(&self.ledger_page(from)?),
             Request::Pause { reason } => value(&self.pause(reason)),
             Request::Resume {} => value(&self.resume()),
+            Request::ClearAlarm { reason } => value(&self.clear_alarm(&reason)?),
             Request::Policy {} => value(&self.policy.shown()),
             Request::Pending {} => value(&self.decisions.listing(self.parameters.network)),
             Request::Approve { operation } => value(&self.approve(&operation)?),

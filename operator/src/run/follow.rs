@@ -62,6 +62,29 @@ impl Node {
         self.show();
     }
 
+    /// Signs again after an alarm that somebody has looked at. Gives what the alarm was; while the treasury is gone
+    /// there is nothing to go on with.
+    pub(super) fn clear_alarm(&mut self, why: &str) -> Result<Option<String>, String> {
+        let Some(alarm) = self.state.alarm.clone() else {
+            return Ok(None);
+        };
+        let open = self.open.as_ref();
+        if let Some(txid) = open.and_then(|open| lock(&open.books).history.unknown_spend()) {
+            return Err(format!(
+                "the alarm stays: {txid} is in the chain and spends the treasury"
+            ));
+        }
+        tracing::warn!(%alarm, why, "the alarm is cleared by the administrator (S14)");
+        blocking(|| {
+            if let Err(error) = promises::clear_alarm(&self.store) {
+                promises::stop_on_failed_write(&error);
+            }
+        });
+        self.step(signer::Input::AlarmCleared);
+        self.show();
+        Ok(Some(alarm))
+    }
+
     /// Data of batches that are final, and in the history, need not be held for others.
     fn drop_held(&mut self) -> Result<(), RunError> {
         let Some(open) = &self.open else {
