@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 pub mod big_batch;
+mod deep_reorg;
 mod double_spent_deposit;
 mod faulty;
 mod kill;
@@ -12,6 +13,7 @@ mod pause_and_approve;
 mod refresh;
 mod reorg;
 mod restore;
+mod unknown_spend;
 
 use std::time::{Duration, Instant};
 
@@ -71,6 +73,10 @@ pub enum Scenario {
     KillCoordinatorMidRound,
     /// One batch with --deposits deposits and --withdrawals withdrawals. Proving takes about 5 s for 8 operations.
     BigBatch,
+    /// The basic scenario, with the first batch reorganised out of the chain after it was final.
+    DeepReorg,
+    /// The basic scenario, after which as many key shares as sign are abused to steal the treasury.
+    UnknownSpend,
 }
 
 impl Scenario {
@@ -94,6 +100,8 @@ impl Scenario {
             Self::KillSignerMidRound => "kill-signer-mid-round",
             Self::KillCoordinatorMidRound => "kill-coordinator-mid-round",
             Self::BigBatch => "big-batch",
+            Self::DeepReorg => "deep-reorg",
+            Self::UnknownSpend => "unknown-spend",
         }
     }
 
@@ -434,6 +442,7 @@ async fn between_batches(
         Scenario::LostShare => lost_share::repair(network, story).await,
         Scenario::KillSignerMidRound => faulty::bring_back(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
+        Scenario::DeepReorg => deep_reorg::stop_and_clear(network, story).await,
         _ => Ok(()),
     }
 }
@@ -464,6 +473,7 @@ async fn afterwards(
         Scenario::Refresh => refresh::see_signatures(network, story).await,
         Scenario::LostShare => lost_share::see_signature(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
+        Scenario::UnknownSpend => unknown_spend::steal(network, story).await,
         _ => Ok(()),
     }
 }
@@ -498,6 +508,29 @@ async fn until_all_at(network: &mut LocalNetwork, sequence: u64) -> anyhow::Resu
                 all &= own == Some(sequence);
             }
             Ok(all.then_some(()))
+        })
+        .await
+}
+
+/// Waits until coordinator and operators have stopped with an alarm of these words. Gives the coordinator's.
+async fn until_all_alarmed(network: &mut LocalNetwork, words: &str) -> anyhow::Result<String> {
+    network
+        .wait_for("the alarm at all nodes", STEP, async |network| {
+            let shown = network.client.status().await.ok();
+            let alarm = shown.and_then(|status| status.alarm);
+            let Some(alarm) = alarm.filter(|alarm| alarm.contains(words)) else {
+                return Ok(None);
+            };
+            for node in &network.operators {
+                let shown = node.ask(&["status"]).await.ok();
+                let own = shown
+                    .as_ref()
+                    .and_then(|status| status.get("alarm")?.as_str());
+                if !own.is_some_and(|own| own.contains(words)) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(alarm))
         })
         .await
 }

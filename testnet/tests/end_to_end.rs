@@ -173,3 +173,13 @@ async fn all_that_waits_goes_into_one_batch_and_every_withdrawal_is_paid() {
     let batch = report.batches.last().unwrap();
     assert_eq!((batch.inputs, batch.outputs), (1 + 9, 2 + 7));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reorganisation_of_what_was_final_stops_all_until_somebody_has_looked() {
+    play(Scenario::DeepReorg, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_spend_of_the_treasury_stops_all_for_good() {
+    play(Scenario::UnknownSpend, SMALL).await;
+}
