@@ -5,12 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bitcoin::Transaction;
 use ledger::OperationId;
 use node::clock::now_ms;
+use p2p::{Network, PublishError};
 use protocol::{
     api::BatchStatus,
+    batch::Candidate,
     identity::PeerKey,
-    message::{Gossip, Refusal, Subject, encode},
+    message::{Ask, Gossip, Refusal, Subject, encode},
     pipeline::Input,
     roster::Roster,
     signing::Waiting,
@@ -115,16 +118,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
             queue.ack(&mut changes, lease);
             pipeline.commit(changes).await?;
             tracing::info!(stage = "aggregate", sequence = record.sequence.0, txid = %candidate.txid, "batch signed");
-            if let Err(error) = pipeline
-                .network
-                .publish(encode(&Gossip::Signed {
-                    candidate,
-                    transaction,
-                }))
-                .await
-            {
-                tracing::warn!(%error, "the signed transaction was not gossiped");
-            }
+            hand_on(&pipeline.network, &pipeline.roster, candidate, transaction).await;
         }
         Outcome::Refused => {
             pipeline.abandon(record, "refused by the operators", &left_out, &mut changes)?;
@@ -135,6 +129,39 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         }
     }
     Ok(true)
+}
+
+/// Gives the signed transaction to everyone: by gossip, or one by one if it is too large for that.
+async fn hand_on(
+    network: &Network,
+    roster: &Roster,
+    candidate: Candidate,
+    transaction: Transaction,
+) {
+    let (is_for, signed) = (candidate.clone(), transaction.clone());
+    let gossip = encode(&Gossip::Signed {
+        candidate,
+        transaction,
+    });
+    match network.publish(gossip).await {
+        Ok(()) => {}
+        Err(PublishError::TooLarge(_)) => {
+            let ask = encode(&Ask::Signed {
+                candidate: is_for,
+                transaction: signed,
+            });
+            for member in roster.members() {
+                let (network, peer, ask) = (network.clone(), member.key, ask.clone());
+                tokio::spawn(async move {
+                    // One who misses it hears of it from the others, or from the chain.
+                    if let Err(error) = network.ask(peer, ask).await {
+                        tracing::debug!(%peer, %error, "the signed transaction was not handed on");
+                    }
+                });
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the signed transaction was not gossiped"),
+    }
 }
 
 /// Follows who refuses a batch, and shows it.

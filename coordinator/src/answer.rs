@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bitcoin::Transaction;
 use chain::rpc::BitcoinRpc;
 use ledger::SequenceNumber;
+use node::inbox::{Heard, Inbox};
 use node::{certificate, history};
-use p2p::{Event, Events};
 use protocol::{
     identity::PeerKey,
-    message::{Answer, Ask, Gossip, Refusal, Rule, decode, encode},
+    message::{Answer, Ask, Gossip, Refusal, Rule},
     roster::Roster,
     signing::Input,
 };
@@ -32,24 +33,17 @@ pub struct Desk {
 }
 
 /// Answers until `stop` is set.
-pub async fn run(mut events: Events, desk: Desk, stop: CancellationToken) {
+pub async fn run(mut inbox: Inbox, desk: Desk, stop: CancellationToken) {
     loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
+        let heard = tokio::select! {
+            heard = inbox.next() => heard,
             () = stop.cancelled() => return,
         };
-        match event {
+        match heard {
             None => return,
-            Some(Event::Ask { from, data, reply }) => {
-                let answer = match decode::<Ask>(&data) {
-                    Ok(ask) => desk.answer(from, ask),
-                    Err(error) => Answer::Refused(Refusal::new(Rule::S12, error.to_string())),
-                };
-                reply.send(encode(&answer));
-            }
-            Some(Event::Gossip { from, data }) => desk.listen(from, &data),
-            Some(Event::Connected(peer)) => tracing::info!(%peer, "connected"),
-            Some(Event::Disconnected(peer)) => tracing::info!(%peer, "disconnected"),
+            Some(Heard::Asked(from, ask, reply)) => reply.send(desk.answer(from, ask)),
+            Some(Heard::Gossip(_, gossip)) => desk.listen(gossip),
+            Some(Heard::Changed(_)) => {}
         }
     }
 }
@@ -122,6 +116,10 @@ impl Desk {
                 }
                 None => Answer::Refused(Refusal::new(Rule::S12, "only operators vote")),
             },
+            Ask::Signed { transaction, .. } => {
+                self.take_signed(transaction);
+                Answer::Taken
+            }
             Ask::Dkg { .. }
             | Ask::Keep { .. }
             | Ask::Sign { .. }
@@ -149,20 +147,23 @@ impl Desk {
         Ok(body.map(|body| (candidate, body)))
     }
 
-    fn listen(&self, from: PeerKey, data: &[u8]) {
-        match decode::<Gossip>(data) {
-            // Another coordinator's: help it along. The node judges the transaction itself.
-            Ok(Gossip::Signed { transaction, .. }) => {
-                let rpc = self.rpc.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = chain::submit::submit(&rpc, &transaction).await {
-                        tracing::debug!(%error, "a gossiped transaction was not submitted");
-                    }
-                });
-            }
-            Ok(Gossip::Epoch(certificate)) => self.epochs.offer(certificate),
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%from, %error, "gossip not understood"),
+    fn listen(&self, gossip: Gossip) {
+        match gossip {
+            Gossip::Signed { transaction, .. } => self.take_signed(transaction),
+            Gossip::Epoch(certificate) => self.epochs.offer(certificate),
+            Gossip::Proposal { .. } | Gossip::Genesis(_) => {}
         }
+    }
+
+    /// A signed transaction from elsewhere: help it along, whoever had it signed. The node judges it; the session that is
+    /// about it, if one runs here, is over once the signatures are found right.
+    fn take_signed(&self, transaction: Transaction) {
+        self.sessions.signed(&transaction);
+        let rpc = self.rpc.clone();
+        tokio::spawn(async move {
+            if let Err(error) = chain::submit::submit(&rpc, &transaction).await {
+                tracing::debug!(%error, "a signed transaction from elsewhere was not submitted");
+            }
+        });
     }
 }

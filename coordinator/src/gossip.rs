@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitcoin::secp256k1::schnorr;
+use bitcoin::{Transaction, secp256k1::schnorr};
 use node::cost::{Cost, Meter, Stopwatch};
 use p2p::Network;
 use protocol::{
@@ -22,7 +22,7 @@ use protocol::{
 use storage::Store;
 use threshold::{
     GroupInfo, SignerId,
-    sign::{Commitments, Message},
+    sign::{Commitments, Message, output_key, verify},
 };
 use tokio::sync::mpsc;
 
@@ -52,6 +52,8 @@ pub enum Heard {
     Input(Input),
     /// Somebody pulled the body.
     Pulled(BodyHash),
+    /// Somebody has a signed transaction.
+    Signed(Transaction),
 }
 
 /// Where the network's events find the session that runs.
@@ -91,6 +93,14 @@ impl Sessions {
     pub fn tell(&self, id: &SessionId, input: Input) -> bool {
         self.sender(Some(id))
             .is_some_and(|sender| sender.try_send(Heard::Input(input)).is_ok())
+    }
+
+    /// Hands a signed transaction from elsewhere to the session that runs, which knows whether it is its own.
+    pub fn signed(&self, transaction: &Transaction) {
+        if let Some(sender) = self.sender(None) {
+            // Without room it comes again: whoever has it hands it on until it is confirmed.
+            let _ = sender.try_send(Heard::Signed(transaction.clone()));
+        }
     }
 
     /// Notes that a body was pulled.
@@ -217,6 +227,17 @@ pub async fn run(
                 times.pulled(&task.subject, body);
                 continue;
             }
+            Some(Heard::Signed(transaction)) => match elsewhere(&task, &transaction) {
+                Some(signatures) => {
+                    tracing::info!(stage = "aggregate", "signed elsewhere");
+                    break Some(Outcome::Signed {
+                        signatures,
+                        signers: Vec::new(),
+                        attempts: 0,
+                    });
+                }
+                None => continue,
+            },
             Some(Heard::Input(input)) => input,
         };
         times.heard(&input);
@@ -330,6 +351,31 @@ pub async fn run(
         refusals: refusals(&session, &task.roster),
         times: times.times,
     })
+}
+
+/// The signatures of a transaction that somebody else has completed, if it is what this session signs and they are right.
+fn elsewhere(task: &Task, transaction: &Transaction) -> Option<Vec<schnorr::Signature>> {
+    let Subject::Batch(candidate) = &task.subject else {
+        return None;
+    };
+    let inputs = &transaction.input;
+    if transaction.compute_txid() != candidate.txid || inputs.len() != task.messages.len() {
+        return None;
+    }
+    let signatures: Vec<_> = inputs
+        .iter()
+        .map(|input| schnorr::Signature::from_slice(input.witness.nth(0)?).ok())
+        .collect::<Option<_>>()?;
+    let group = task.group.group_key();
+    let right = |(message, signature): (&Message, &schnorr::Signature)| {
+        verify(
+            &output_key(&group, &message.tweak),
+            &message.digest,
+            signature,
+        )
+    };
+    let mut pairs = task.messages.iter().zip(&signatures);
+    tokio::task::block_in_place(|| pairs.all(right)).then_some(signatures)
 }
 
 /// Who was blamed, in this session and those that it began anew after.

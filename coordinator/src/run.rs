@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::Context as _;
 use chain::{follow::Follower, rpc::BitcoinRpc};
-use node::{files, history::History};
+use node::{files, history::History, inbox::Inbox};
 use p2p::{Network, PeerAddress};
 use proof::{Keys, ProvingKey};
 use protocol::{
-    identity::PeerKey, parameters::Parameters, reputation::Standing, roster::Roster, vault::Vault,
+    admission::Admission, identity::PeerKey, parameters::Parameters, reputation::Standing,
+    roster::Roster, vault::Vault,
 };
 use storage::{Changes, OpenError, Schema, Store};
 use tokio::sync::{Mutex, Notify, watch};
@@ -99,7 +100,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         stop.clone(),
     ));
     let answering = tokio::spawn(answer::run(
-        events,
+        Inbox::new(events, Admission::new(roster.clone(), me), |_| ()),
         Desk {
             store: store.clone(),
             roster: roster.clone(),

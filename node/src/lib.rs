@@ -12,3 +12,4 @@ pub mod displaced;
 pub mod files;
 pub mod harden;
 pub mod history;
+pub mod inbox;

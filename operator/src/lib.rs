@@ -37,6 +37,7 @@ pub mod repair;
 pub mod restore;
 pub mod run;
 pub mod settings;
+pub mod signed;
 pub mod status;
 #[cfg(test)]
 mod testing;

@@ -1,13 +1,15 @@
-//! The other nodes, in the protocol's own words: `p2p` carries bytes, this file encodes and decodes them once, at
-//! the edge. What does not decode is answered with a reason and changes nothing (S12).
+//! The other nodes, in the protocol's own words: `p2p` carries bytes, which are encoded and decoded once, at the edge:
+//! what comes in by [`node::inbox`], the rest here.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use p2p::{Event, Events, PeerAddress, StartError};
+pub use node::inbox::{Heard, Inbox, Reply};
+use p2p::{PeerAddress, StartError};
 use protocol::{
+    admission::Admission,
     hash,
     identity::{Identity, PeerKey},
-    message::{self, Answer, Ask, Gossip, MessageError, Refusal, Rule},
+    message::{self, Answer, Ask, Gossip, MessageError, Rule},
     parameters::Parameters,
     roster::Roster,
 };
@@ -21,26 +23,6 @@ pub enum AskError {
     /// The answer is no message.
     #[error("the answer can't be read: {0}")]
     Message(#[from] MessageError),
-}
-
-/// What comes in.
-pub enum Heard {
-    /// Somebody of the roster told everyone something.
-    Gossip(PeerKey, Gossip),
-    /// Somebody of the roster asks.
-    Asked(PeerKey, Ask, Reply),
-    /// Somebody came or went.
-    Changed(PeerKey),
-}
-
-/// Where an answer goes.
-pub struct Reply(p2p::Reply);
-
-impl Reply {
-    /// Answers.
-    pub fn send(self, answer: Answer) {
-        self.0.send(message::encode(&answer));
-    }
 }
 
 /// The name under which all nodes of this roster and these parameters meet.
@@ -75,44 +57,14 @@ pub async fn start(
         heartbeat: p2p::HEARTBEAT_INTERVAL,
     };
     let (network, events) = p2p::start(identity, &settings).await?;
-    Ok((Peers { network, roster }, Inbox(events)))
+    let admission = Admission::new(roster.clone(), own);
+    let inbox = Inbox::new(events, admission, count_refusal);
+    Ok((Peers { network, roster }, inbox))
 }
 
 /// For monitors: who refuses often is being lied to, or set up wrongly.
 pub fn count_refusal(rule: Rule) {
     metrics::counter!("operator_refusals", "rule" => format!("{rule:?}")).increment(1);
-}
-
-/// The events that come in.
-pub struct Inbox(Events);
-
-impl Inbox {
-    /// The next one that makes sense; `None` once the network is shut down.
-    pub async fn next(&mut self) -> Option<Heard> {
-        loop {
-            match self.0.recv().await? {
-                Event::Gossip { from, data } => match message::decode(&data) {
-                    Ok(gossip) => return Some(Heard::Gossip(from, gossip)),
-                    Err(error) => {
-                        tracing::warn!(%from, %error, "gossip that can't be read");
-                        count_refusal(Rule::S12);
-                    }
-                },
-                Event::Ask { from, data, reply } => match message::decode(&data) {
-                    Ok(ask) => return Some(Heard::Asked(from, ask, Reply(reply))),
-                    Err(error) => {
-                        tracing::warn!(%from, %error, "a question that can't be read");
-                        count_refusal(Rule::S12);
-                        let refusal = Refusal::new(Rule::S12, error.to_string());
-                        Reply(reply).send(Answer::Refused(refusal));
-                    }
-                },
-                Event::Connected(peer) | Event::Disconnected(peer) => {
-                    return Some(Heard::Changed(peer));
-                }
-            }
-        }
-    }
 }
 
 /// The way to the others. Clones share it.
@@ -130,6 +82,14 @@ impl Peers {
     pub async fn ask(&self, peer: PeerKey, ask: &Ask) -> Result<Answer, AskError> {
         let answer = self.network.ask(peer, message::encode(ask)).await?;
         Ok(message::decode(&answer)?)
+    }
+
+    /// Tells everyone who can be reached now.
+    ///
+    /// # Errors
+    /// [`p2p::PublishError`]; nobody was told.
+    pub async fn tell(&self, gossip: &Gossip) -> Result<(), p2p::PublishError> {
+        self.network.publish(message::encode(gossip)).await
     }
 
     /// Everyone who is connected.

@@ -15,6 +15,7 @@ mod decide;
 mod epoch;
 mod export;
 mod follow;
+mod hand_on;
 mod key;
 mod outlet;
 mod repair;
@@ -36,6 +37,7 @@ use node::{
     certificate, clock,
     files::{self, FileError},
     history::{self, HistoryError},
+    inbox::Inbox,
 };
 use proof::VerifyingKey;
 use protocol::{
@@ -65,12 +67,13 @@ use crate::{
     held,
     keys::{KeyFileError, KeyFiles},
     passphrase::PassphraseError,
-    peers::{self, Heard, Inbox, Peers},
+    peers::{self, Heard, Peers},
     policy::{PolicyError, PolicyKeeper},
     promises,
     refresh::{self, Refresh, RefreshError},
     repair::{Approval, Helping, OwnRepair, Repairing},
     settings::{Settings, SettingsError},
+    signed,
     status::{self, Status, StatusError, Verdict},
     vault::{KeySafe, Reading},
     verify::{Kept, Verified},
@@ -186,6 +189,8 @@ enum Event {
     Delta(PeerKey, RunId, Option<Signed<RunDelta>>),
     /// The answer about a missing batch; `None` if nobody has it.
     Missing(Option<(Candidate, Vec<u8>)>),
+    /// What the own node said of a signed transaction.
+    Submitted(Box<signed::Signed>, chain::submit::Submission),
 }
 
 /// A subject that was verified.
@@ -354,6 +359,7 @@ fn columns() -> Vec<ColumnName> {
         &decisions::TABLES,
         &held::TABLES,
         &crate::repair::TABLES,
+        &signed::TABLES,
     ]
     .concat()
 }
@@ -526,6 +532,7 @@ impl Node {
             Event::Repair(peer, run, answer) => self.take_repair(peer, run, answer)?,
             Event::Delta(peer, run, delta) => self.take_delta(peer, run, delta),
             Event::Missing(batch) => self.take_missing(batch)?,
+            Event::Submitted(signed, outcome) => self.submitted(&signed, &outcome)?,
         }
         Ok(())
     }
@@ -533,7 +540,7 @@ impl Node {
     fn hear(&mut self, heard: Heard) -> Result<(), RunError> {
         match heard {
             Heard::Gossip(from, gossip) => self.hear_gossip(from, gossip)?,
-            Heard::Asked(from, ask, reply) => self.answer(from, ask, reply),
+            Heard::Asked(from, ask, reply) => self.answer(from, ask, reply)?,
             Heard::Changed(peer) => {
                 self.attested.forget(&peer);
                 self.show();
@@ -557,6 +564,7 @@ impl Node {
         self.ask_refresh();
         self.ask_repair();
         self.ask_deltas();
+        self.submit_again()?;
         if self.ticks.is_multiple_of(SLOW_TICKS) {
             self.look_at_policy();
             self.ask_certificate();

@@ -38,7 +38,7 @@ use crate::{
     decisions, generate, held,
     policy::Policy,
     promises::{self, Promised},
-    repair,
+    repair, signed,
     verify::{self, Affirmed, Kept, Verified, fixture, genesis},
 };
 
@@ -468,6 +468,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
         &decisions::TABLES,
         &held::TABLES,
         &repair::TABLES,
+        &signed::TABLES,
     ]
     .concat();
     let schema = Schema {

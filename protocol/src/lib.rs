@@ -5,6 +5,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+pub mod admission;
 pub mod api;
 pub mod batch;
 pub mod blame;

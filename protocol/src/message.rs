@@ -150,6 +150,13 @@ pub enum Ask {
     Repair(RepairAsk),
     /// "Which δ do you have for me?" between the helpers of a repair.
     Delta(Run),
+    /// "Submit this": a signed batch transaction that is too large for gossip.
+    Signed {
+        /// Its candidate.
+        candidate: Candidate,
+        /// With all witnesses.
+        transaction: Transaction,
+    },
 }
 
 /// The answer to an [`Ask`].

@@ -275,6 +275,26 @@ struct Unchecked {
     transcript: [u8; 32],
 }
 
+/// How an encoded [`GroupInfo`] begins: enough to tell its size before its shares are decoded, each of which costs
+/// a square root. In postcard a map begins with its length.
+#[derive(Deserialize)]
+pub struct GroupHead {
+    #[allow(dead_code, reason = "stands before the length")]
+    epoch: u32,
+    #[allow(dead_code, reason = "stands before the length")]
+    threshold: u16,
+    #[allow(dead_code, reason = "stands before the length")]
+    verifying_key: VerifyingKey,
+    signers: u64,
+}
+
+impl GroupHead {
+    /// How many signers it claims to have.
+    pub fn signers(&self) -> u64 {
+        self.signers
+    }
+}
+
 impl TryFrom<Unchecked> for GroupInfo {
     type Error = GroupError;
 

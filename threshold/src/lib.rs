@@ -34,7 +34,7 @@ mod share;
 pub mod sign;
 mod signer;
 
-pub use group::{GroupError, GroupInfo, GroupKey};
+pub use group::{GroupError, GroupHead, GroupInfo, GroupKey};
 pub use share::{KeyShare, ShareError};
 pub use signer::SignerId;
 

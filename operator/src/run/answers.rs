@@ -14,13 +14,16 @@ use super::{Node, RunError, lock};
 use crate::{held, peers::Reply, promises};
 
 impl Node {
-    pub(super) fn answer(&mut self, from: PeerKey, ask: Ask, reply: Reply) {
+    pub(super) fn answer(&mut self, from: PeerKey, ask: Ask, reply: Reply) -> Result<(), RunError> {
         let answer = match ask {
             Ask::Dkg { context } => self
                 .admits(&from)
                 .and_then(|()| self.generation.answer(&from, &context))
                 .map(Answer::Dkg),
-            Ask::Attest { nonce } => return self.attest(nonce, reply),
+            Ask::Attest { nonce } => {
+                self.attest(nonce, reply);
+                return Ok(());
+            }
             Ask::Group => Ok(Answer::Group(
                 self.key.as_ref().map(|key| key.group().clone()),
             )),
@@ -29,25 +32,37 @@ impl Node {
                 .map(Answer::Body)
                 .map_err(own_database),
             Ask::Batch(sequence) => self.batch(sequence).map(Answer::Batch),
-            Ask::Keep { candidate, body } => return self.keep(from, candidate, body, reply),
+            Ask::Keep { candidate, body } => {
+                self.keep(from, candidate, body, reply);
+                return Ok(());
+            }
             Ask::Sign {
                 session,
                 epoch,
                 attempt,
                 commitments,
             } => {
-                return self.sign(from, session, epoch, attempt, commitments, reply);
+                self.sign(from, session, epoch, attempt, commitments, reply);
+                return Ok(());
             }
             Ask::Epoch => Ok(self.epochs()),
             Ask::Refresh { base, epoch } => self.answer_refresh(&from, &base, epoch),
             Ask::Repair(ask) => self.help(&from, ask).map(Answer::Repair),
             Ask::Delta(run) => self.give_delta(&from, &run).map(Answer::Delta),
+            Ask::Signed {
+                candidate,
+                transaction,
+            } => {
+                self.hear_signed(from, candidate, transaction)?;
+                Ok(Answer::Taken)
+            }
             Ask::Accept { .. } | Ask::Refuse { .. } => Err(Refusal::new(
                 Rule::S12,
                 "this node is an operator; it coordinates nothing",
             )),
         };
         reply.send(answer.unwrap_or_else(Answer::Refused));
+        Ok(())
     }
 
     fn certificate(&self) -> Option<GenesisCertificate> {
@@ -133,7 +148,7 @@ impl Node {
             Gossip::Signed {
                 candidate,
                 transaction,
-            } => self.submit(&candidate, transaction),
+            } => self.hear_signed(from, candidate, transaction)?,
             Gossip::Epoch(certificate) => self.learn_epoch(certificate)?,
         }
         Ok(())

@@ -108,6 +108,7 @@ impl Node {
             last
         };
         self.settle_decisions(last)?;
+        self.drop_signed(last)?;
         match blocking(|| held::drop_up_to(&self.store, last)) {
             Ok(()) => Ok(()),
             Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),

@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitcoin::{OutPoint, Transaction};
+use bitcoin::OutPoint;
 use chain::rpc::UnspentOutput;
 use node::{
     clock,
     cost::{Meter, Stopwatch},
-    history,
 };
 use protocol::{
     batch::{Body, Candidate},
@@ -54,10 +53,6 @@ const MAX_VERIFYING: usize = 4;
 /// How often batch data is offered to a peer that does not take it, and the pause between.
 const KEEP_TRIES: u32 = 4;
 const KEEP_PAUSE: Duration = Duration::from_millis(400);
-/// How often a signed transaction is handed to an own node that does not answer, and the pause between.
-const SUBMIT_TRIES: u32 = 10;
-const SUBMIT_PAUSE: Duration = Duration::from_secs(1);
-
 /// All rules of a proposal, proofs included, once everything is at hand.
 const JUDGE: Meter = Meter {
     seconds: "operator_judge_seconds",
@@ -527,40 +522,6 @@ impl Node {
                 Err(refusal) => Answer::Refused(refusal),
             };
             outlet.send(answer, reply);
-        });
-    }
-
-    /// Every operator submits a signed batch to its own node. Only batches whose data is here: it is
-    /// bitcoind that checks the signatures.
-    pub(super) fn submit(&self, candidate: &Candidate, transaction: Transaction) {
-        let txid = transaction.compute_txid();
-        let kept = history::kept_candidate(&self.store, &txid).ok().flatten();
-        let held = held::find(&self.store, candidate.sequence, &txid).unwrap_or_default();
-        let known = kept.is_some_and(|kept| kept == *candidate)
-            || held.iter().any(|held| held.candidate == *candidate);
-        if txid != candidate.txid || !known {
-            tracing::debug!(%txid, "a signed transaction that is not known here");
-            return;
-        }
-        let rpc = self.rpc.clone();
-        let sequence = candidate.sequence.0;
-        tokio::spawn(async move {
-            for _ in 0..SUBMIT_TRIES {
-                match chain::submit::submit(&rpc, &transaction).await {
-                    Ok(outcome) if outcome.is_held() => {
-                        tracing::info!(stage = "broadcast", sequence, %txid, ?outcome, "the own node has the batch");
-                        return;
-                    }
-                    Ok(outcome) => {
-                        tracing::warn!(sequence, %txid, ?outcome, "the own node does not take the batch");
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::warn!(sequence, %txid, error = %error.rpc(), "submitting failed")
-                    }
-                }
-                tokio::time::sleep(SUBMIT_PAUSE).await;
-            }
         });
     }
 }
