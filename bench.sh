@@ -5,7 +5,7 @@
 #                       raw, through our API and as node processes took it. About 7 minutes on 2 cores, once built.
 #   ./bench.sh signing  sessions beside raw FROST: 3-of-5, 12-of-16 and 67-of-100, up to 1,000 inputs.
 #   ./bench.sh roast    ROAST's experiment: signers that drop out after the nonce round.
-#   ./bench.sh dkg      key generation at 5, 16 and 100 operators.
+#   ./bench.sh dkg      key generation at 5, 16, 50 and 100 operators.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 ./testnet/get-libclang.sh

@@ -157,11 +157,6 @@ impl SigningHosts {
         self.attempts
     }
 
-    /// Whether an operator has signed.
-    pub fn was_asked(&self, host: usize) -> bool {
-        self.asked.contains_key(&host)
-    }
-
     fn coordinate(&mut self, from: usize, message: &[u8]) -> Vec<Sent> {
         let (signer, peer) = self.members[from - 1];
         let (input, mut sent) = match self.asked.get(&from) {

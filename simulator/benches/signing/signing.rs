@@ -28,18 +28,22 @@ const LONG: usize = 2_000;
 struct Run {
     took: Took,
     attempts: u32,
+    /// Of the operator with most.
     traffic: Traffic,
     /// Of the coordinator, and of the operator that needs most.
     peaks: [isize; 2],
 }
 
-fn run(keys: &Keys, group: &Group, inputs: usize, delay: Duration) -> Run {
+/// A session with the first `reachable` operators; the others hear of nothing.
+fn run(keys: &Keys, group: &Group, inputs: usize, reachable: u16, delay: Duration) -> Run {
     let mut hosts = keys.session(inputs, Dropouts::Nobody);
     let operators = usize::from(group.operators);
     let mut network = Network::new(operators + 1, delay);
-    network.send(0, hosts.propose());
+    let mut proposals = hosts.propose();
+    proposals.truncate(reachable.into());
+    network.send(0, proposals);
     let took = network.run(&mut hosts);
-    let signer = (1..=operators).find(|host| hosts.was_asked(*host)).unwrap();
+    let traffic = (1..=operators).map(|host| network.traffic(host));
     let most = (1..=operators)
         .map(|host| network.peak(host))
         .max()
@@ -47,7 +51,7 @@ fn run(keys: &Keys, group: &Group, inputs: usize, delay: Duration) -> Run {
     Run {
         took,
         attempts: hosts.attempts().unwrap(),
-        traffic: network.traffic(signer),
+        traffic: traffic.max_by_key(|traffic| traffic.bytes).unwrap(),
         peaks: [network.peak(0), most],
     }
 }
@@ -60,13 +64,14 @@ pub fn print(is_short: bool) {
          all threads on the critical path, without delay. ms; medians of turns in which both sides alternate."
     );
     println!(
-        "{:>10} {:>6} {:>5} | {:>9} {:>9} {:>6} {:>8} | {:>9} {:>10} | {:>4} {:>10} | {:>9} {:>9}",
+        "{:>10} {:>6} {:>5} | {:>9} {:>9} {:>6} {:>6} {:>8} | {:>9} {:>10} | {:>4} {:>10} | {:>9} {:>9}",
         "group",
         "inputs",
         "turns",
         "raw CPU",
         "CPU",
         "ratio",
+        "t only",
         "attempts",
         "elapsed",
         "at 100 ms",
@@ -95,9 +100,10 @@ pub fn print(is_short: bool) {
         }
     }
     println!(
-        "\nat 100 ms: until all inputs are signed, each message taking 100 ms: two round trips, from the proposal, are\n\
-         400 ms. msgs, bytes: to and from a signer. KiB: the most memory for the session, of the coordinator and of an\n\
-         operator."
+        "\nt only: the ratio when no more than t operators are there, so that no second attempt begins beside the first.\n\
+         at 100 ms: until all inputs are signed, each message taking 100 ms: two round trips, from the proposal, are\n\
+         400 ms. msgs, bytes: to and from the operator with most. KiB: the most memory for the session, of the coordinator\n\
+         and of an operator."
     );
 }
 
@@ -107,10 +113,12 @@ fn row(group: &Group, keys: &Keys, raw: &mut Raw, inputs: usize) {
     let counted = inputs.min(RAW_INPUTS);
     let scale = inputs as f64 / counted as f64;
     let (mut raws, mut ours, mut ratios, mut elapsed) = (vec![], vec![], vec![], vec![]);
-    let mut last = None;
+    let (mut bares, mut last) = (vec![], None);
     for _ in 0..turns {
         let alone = ms(raw.critical_path(counted).cpu) * scale;
-        let session = run(keys, group, inputs, Duration::ZERO);
+        let bare = run(keys, group, inputs, group.threshold, Duration::ZERO);
+        bares.push(ms(bare.took.cpu) / alone);
+        let session = run(keys, group, inputs, group.operators, Duration::ZERO);
         let own = ms(session.took.cpu);
         raws.push(alone);
         ours.push(own);
@@ -119,14 +127,17 @@ fn row(group: &Group, keys: &Keys, raw: &mut Raw, inputs: usize) {
         last = Some(session);
     }
     let last = last.unwrap();
-    let delayed = ms(run(keys, group, inputs, DELAY).took.elapsed);
+    let delayed = ms(run(keys, group, inputs, group.operators, DELAY)
+        .took
+        .elapsed);
     let [coordinator, operator] = last.peaks.map(|bytes| bytes / 1_024);
     println!(
-        "{:>10} {inputs:>6} {turns:>5} | {:>9.1} {:>9.1} {:>6.2} {:>8} | {:>9.1} {delayed:>10.0} | {:>4} {:>10} | {coordinator:>9} {operator:>9}",
+        "{:>10} {inputs:>6} {turns:>5} | {:>9.1} {:>9.1} {:>6.2} {:>6.2} {:>8} | {:>9.1} {delayed:>10.0} | {:>4} {:>10} | {coordinator:>9} {operator:>9}",
         group.to_string(),
         median(raws),
         median(ours),
         median(ratios),
+        median(bares),
         last.attempts,
         median(elapsed),
         last.traffic.messages,
