@@ -1,6 +1,6 @@
 //! Answers what other nodes ask of a coordinator, and hears what they gossip.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use bitcoin::Transaction;
 use chain::rpc::BitcoinRpc;
@@ -10,15 +10,17 @@ use node::{certificate, history};
 use protocol::{
     identity::PeerKey,
     message::{Answer, Ask, Gossip, Refusal, Rule},
+    request::{self, MAX_AT_ONCE, RequestName, UserRequest},
     roster::Roster,
     signing::Input,
 };
-use storage::{ReadError, Store};
+use storage::{Direction, ReadError, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::{epoch::Epochs, gossip::Sessions, records};
+use crate::{epoch::Epochs, gossip::Sessions, live::Reader, queue, records};
 
 /// What the network's questions are answered from.
+#[derive(Clone)]
 pub struct Desk {
     /// The database.
     pub store: Store,
@@ -30,6 +32,8 @@ pub struct Desk {
     pub epochs: Epochs,
     /// Own Bitcoin node.
     pub rpc: BitcoinRpc,
+    /// Where requests go that other coordinators hand on.
+    pub reader: Reader,
 }
 
 /// Answers until `stop` is set.
@@ -41,6 +45,11 @@ pub async fn run(mut inbox: Inbox, desk: Desk, stop: CancellationToken) {
         };
         match heard {
             None => return,
+            Some(Heard::Asked(from, Ask::Request(request), reply)) => {
+                // Signature and disk are waited for beside the loop.
+                let desk = desk.clone();
+                tokio::task::spawn_blocking(move || reply.send(desk.keep(from, request)));
+            }
             Some(Heard::Asked(from, ask, reply)) => reply.send(desk.answer(from, ask)),
             Some(Heard::Gossip(_, gossip)) => desk.listen(gossip),
             Some(Heard::Changed(_)) => {}
@@ -120,6 +129,10 @@ impl Desk {
                 self.take_signed(transaction);
                 Answer::Taken
             }
+            Ask::Requests { after } => Answer::Requests(self.requests(after)?),
+            // Operators know it for sure.
+            Ask::GenesisHeight => Answer::GenesisHeight(None),
+            Ask::Request(request) => self.keep(from, request),
             Ask::Dkg { .. }
             | Ask::Keep { .. }
             | Ask::Sign { .. }
@@ -130,6 +143,64 @@ impl Desk {
                 Answer::Refused(Refusal::new(Rule::S12, "a coordinator does not do this"))
             }
         })
+    }
+
+    /// Takes a request that another coordinator hands on, as if its user had sent it here.
+    fn keep(&self, from: PeerKey, request: UserRequest) -> Answer {
+        let refuse = |reason: String| Answer::Refused(Refusal::new(Rule::S12, reason));
+        if !self.roster.is_coordinator(&from) {
+            return refuse("requests come from coordinators".to_owned());
+        }
+        let Some(vault) = self.reader.live.borrow().vault.clone() else {
+            return refuse("there is no vault here yet".to_owned());
+        };
+        let kept = match request {
+            UserRequest::Terms(terms) => request::check_terms(&terms, &vault)
+                .and_then(|_| Ok(terms.address(&vault.group_key())?))
+                .map_err(|error| error.to_string())
+                .and_then(|address| {
+                    let kept = self.reader.shown.keep(&address);
+                    kept.map_err(|error| error.to_string())
+                }),
+            UserRequest::Signed(operation) => queue::accept(&self.reader, operation)
+                .map(drop)
+                .map_err(|error| error.to_string()),
+        };
+        kept.map_or_else(refuse, |()| Answer::Taken)
+    }
+
+    /// The requests behind `after`: terms, and operations that are not confirmed.
+    fn requests(&self, after: Option<RequestName>) -> Result<Vec<UserRequest>, ReadError> {
+        let mut found = Vec::new();
+        let terms_after = match after {
+            None => Some(Bound::Unbounded),
+            Some(RequestName::Terms(hash)) => Some(Bound::Excluded(hash)),
+            Some(RequestName::Signed(..)) => None,
+        };
+        if let Some(start) = terms_after {
+            let range = (start, Bound::Unbounded);
+            let rows = self
+                .store
+                .iter(&records::TERMS, range, Direction::Forward, MAX_AT_ONCE)?;
+            for row in rows {
+                found.push(UserRequest::Terms(row?.1));
+            }
+        }
+        let start = match after {
+            Some(RequestName::Signed(sender, nonce)) => Bound::Excluded((sender, nonce)),
+            _ => Bound::Unbounded,
+        };
+        let room = MAX_AT_ONCE.saturating_sub(found.len());
+        let range = (start, Bound::Unbounded);
+        for row in self
+            .store
+            .iter(&records::PENDING, range, Direction::Forward, room)?
+        {
+            if let Some(record) = self.store.get(&records::OPERATIONS, &row?.1)? {
+                found.push(UserRequest::Signed(record.operation));
+            }
+        }
+        Ok(found)
     }
 
     /// A confirmed batch for a node that lacks it.

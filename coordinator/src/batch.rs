@@ -121,6 +121,10 @@ async fn pick(pipeline: &Pipeline, changes: &mut Changes) -> Result<Vec<Pick>, S
     Ok(deposits)
 }
 
+fn is_queued(progress: &Progress) -> bool {
+    progress.status == RequestStatus::Queued
+}
+
 /// Puts the operations of each account in the order of their nonces, in the places that they have together: one that
 /// was left out before comes back behind those that follow it.
 fn in_nonce_order<T, K: Ord + Copy>(picks: Vec<T>, key: impl Fn(&T) -> (K, Option<u64>)) -> Vec<T> {
@@ -138,10 +142,6 @@ fn in_nonce_order<T, K: Ord + Copy>(picks: Vec<T>, key: impl Fn(&T) -> (K, Optio
 }
 
 /// What was queued may have been confirmed, or refused, on another way since.
-fn is_queued(progress: &Progress) -> bool {
-    progress.status == RequestStatus::Queued
-}
-
 async fn pick_deposit(
     pipeline: &Pipeline,
     changes: &mut Changes,

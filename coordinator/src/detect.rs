@@ -215,6 +215,11 @@ fn ripen(
             changes.delete(&UNRIPE, &key);
             continue;
         };
+        if record.progress.status != RequestStatus::Received {
+            // In a batch that another coordinator made.
+            changes.delete(&UNRIPE, &key);
+            continue;
+        }
         let Some(terms) = store.get(&TERMS, &record.terms.0)? else {
             continue;
         };

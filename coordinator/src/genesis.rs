@@ -35,6 +35,7 @@ use crate::{
     gossip::{self, Outcome, Sessions, Task},
     live::Live,
     pipeline::StageError,
+    rebuild,
     records::{GENESIS_SEARCH, GROUP},
 };
 
@@ -86,6 +87,9 @@ impl Founding<'_> {
         if let Some(found) = certificate::load(self.store)? {
             return Ok(Some(Vault::open(key, found, self.verifying_key_hash)?));
         }
+        if let Some(vault) = self.founded_before(&key).await? {
+            return Ok(Some(vault));
+        }
         tracing::info!(%address, "key generation is finished; fund the vault to create its genesis");
         let Some((outpoint, amount)) = self.funding(&key).await? else {
             return Ok(None);
@@ -107,6 +111,46 @@ impl Founding<'_> {
             tracing::warn!(%error, "the genesis was not gossiped; operators will ask for it");
         }
         Ok(Some(vault))
+    }
+
+    /// The vault as other nodes know it: this coordinator has lost its disk, or is new. All n operators have signed the
+    /// certificate; the height of the genesis is what this node's own chain says.
+    async fn founded_before(&self, key: &VaultKey) -> Result<Option<Vault>, StageError> {
+        for peer in self.network.connected() {
+            let Some((found, height)) = rebuild::certificate(self.network, peer).await else {
+                continue;
+            };
+            let vault = match Vault::open(key.clone(), found.clone(), self.verifying_key_hash) {
+                Ok(vault) => vault,
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "a node's genesis certificate is not this vault's");
+                    continue;
+                }
+            };
+            let Some(height) = height else { continue };
+            if !self
+                .is_in_block(vault.genesis_output().outpoint, height)
+                .await?
+            {
+                tracing::warn!(%peer, height, "the genesis is not in the block that a node names");
+                continue;
+            }
+            rebuild::save(self.store, &found, height)?;
+            tracing::info!(%peer, height, "the genesis certificate came from another node");
+            return Ok(Some(vault));
+        }
+        Ok(None)
+    }
+
+    async fn is_in_block(&self, outpoint: OutPoint, height: u32) -> Result<bool, StageError> {
+        let Some(hash) = self.rpc.block_hash_at(height).await? else {
+            return Ok(false);
+        };
+        let block = self.rpc.block(hash).await?;
+        Ok(block
+            .txdata
+            .iter()
+            .any(|transaction| transaction.compute_txid() == outpoint.txid))
     }
 
     /// The group, as all n operators say.
@@ -154,7 +198,7 @@ impl Founding<'_> {
         });
         let first = groups.first()?;
         if finished < self.roster.operators.len() {
-            return None;
+            return self.certified(&groups).await;
         }
         if groups.iter().any(|group| group != first)
             && groups
@@ -171,6 +215,25 @@ impl Founding<'_> {
             return None;
         }
         Some(first.clone())
+    }
+
+    /// Once there is a genesis, not all operators have to be there: t equal answers are at least one honest one's, and
+    /// the certificate shows that key generation had finished.
+    async fn certified(&self, groups: &[GroupInfo]) -> Option<GroupInfo> {
+        let threshold = usize::from(self.roster.threshold);
+        let is_said =
+            |group: &&GroupInfo| groups.iter().filter(|other| other == group).count() >= threshold;
+        let group = groups.iter().find(is_said)?;
+        let parameters = self.parameters.clone();
+        let key = VaultKey::new(group.clone(), parameters, (*self.roster).clone()).ok()?;
+        for peer in self.network.connected() {
+            if let Some((found, _)) = rebuild::certificate(self.network, peer).await
+                && Vault::open(key.clone(), found, self.verifying_key_hash).is_ok()
+            {
+                return Some(group.clone());
+            }
+        }
+        None
     }
 
     /// The first payment to the vault that is deep enough.

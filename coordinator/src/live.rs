@@ -19,6 +19,8 @@ use protocol::{
 use storage::Store;
 use tokio::sync::{Notify, watch};
 
+use crate::{copies::Copies, terms::Shown};
+
 /// The confirmed history, once there is a genesis. Writers: the pipeline only.
 pub type SharedHistory = Arc<RwLock<Option<History>>>;
 
@@ -36,6 +38,8 @@ pub struct Live {
     pub vault: Option<Arc<Vault>>,
     /// Height of the chain as taken in.
     pub height: u32,
+    /// The blocks from before the start are still being taken in.
+    pub is_behind: bool,
     /// Roster members that are connected.
     pub connected: Vec<PeerKey>,
     /// What the next batch would pay, sat/vB.
@@ -69,4 +73,8 @@ pub struct Reader {
     pub setup: String,
     /// Wakes the pipeline when a request was queued.
     pub wake: Arc<Notify>,
+    /// The deposit terms that were shown.
+    pub shown: Arc<Shown>,
+    /// The nodes that keep requests too.
+    pub copies: Copies,
 }

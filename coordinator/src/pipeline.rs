@@ -170,6 +170,9 @@ impl Pipeline {
         let Some(history) = history.as_ref().filter(|history| history.is_current()) else {
             return Ok(None);
         };
+        if self.live.borrow().is_behind {
+            return Ok(None);
+        }
         let head = history.head();
         let next = head.commitment.sequence.0.saturating_add(1);
         let busy = self
@@ -300,6 +303,10 @@ impl Pipeline {
             let id = operation.id(&self.vault.id());
             let out = left_out.get(&id);
             let now = now_ms();
+            if queue::is_confirmed(&self.store, request)? {
+                // In a batch that another coordinator made.
+                continue;
+            }
             if let Some(out) = out.filter(|out| out.is_final) {
                 queue::mark(&self.store, changes, request, |progress| {
                     progress.refuse(out.reason.clone(), now)

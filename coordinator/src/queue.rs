@@ -82,7 +82,7 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
     {
         return Ok(record);
     }
-    if !history.is_current() {
+    if !history.is_current() || reader.live.borrow().is_behind {
         return Err(AcceptError::NotCurrent);
     }
     let (Some(sender), Some(nonce)) = (operation.sender(), operation.nonce()) else {
@@ -152,11 +152,7 @@ fn check_alone(
 }
 
 fn check_fee(operation: &Operation, parameters: &Parameters) -> Result<(), AcceptError> {
-    let least = match operation {
-        Operation::Deposit { .. } => return Ok(()),
-        Operation::Transfer { .. } => parameters.transfer_fee,
-        Operation::Withdraw { .. } => parameters.withdraw_fee,
-    };
+    let least = parameters.smallest_fee(operation);
     if operation.fee() < least {
         Err(AcceptError::FeeTooLow { least })
     } else {
@@ -252,6 +248,23 @@ pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), R
         changes.delete(&LEFT_OUT, &key);
     }
     Ok(())
+}
+
+/// Whether a request is in a confirmed batch.
+///
+/// # Errors
+/// A damaged database.
+pub fn is_confirmed(store: &Store, request: &Request) -> Result<bool, ReadError> {
+    let progress = match request {
+        Request::Deposit(outpoint) => store.get(&DEPOSITS, outpoint)?.map(|row| row.progress),
+        Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|row| row.progress),
+    };
+    Ok(progress.is_some_and(|progress| {
+        matches!(
+            progress.status,
+            RequestStatus::Confirmed | RequestStatus::Final
+        )
+    }))
 }
 
 /// Moves a request to a status, in `changes`. Gives the progress before.

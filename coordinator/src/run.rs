@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chain::{follow::Follower, rpc::BitcoinRpc};
+use chain::{
+    follow::{Follower, NodeStatus},
+    rpc::BitcoinRpc,
+};
 use node::{files, history::History, inbox::Inbox};
 use p2p::{Network, PeerAddress};
 use proof::{Keys, ProvingKey};
@@ -23,14 +26,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aggregate,
     answer::{self, Desk},
-    api, batch, broadcast, confirm, detect, dissolve,
+    api, batch, broadcast, confirm,
+    copies::Copies,
+    detect, dissolve,
     epoch::{self, Epochs},
     genesis::Founding,
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
     pipeline::{Pipeline, StageError, commit},
-    prove, records,
+    prove, rebuild, records,
     settings::Settings,
+    terms::Shown,
 };
 
 /// The pipeline looks for work at least this often.
@@ -70,6 +76,18 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         },
     )
     .await?;
+    let others: Vec<PeerKey> = roster
+        .members()
+        .map(|member| member.key)
+        .filter(|key| *key != me)
+        .collect();
+    anyhow::ensure!(
+        settings.copies <= others.len(),
+        "copies is {}, but there are only {} other nodes",
+        settings.copies,
+        others.len()
+    );
+    let watched = Watched::default();
     let live = watch::Sender::new(Live {
         phase: "starting".into(),
         ..Live::default()
@@ -78,12 +96,14 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         store: store.clone(),
         live: live.subscribe(),
         history: SharedHistory::default(),
-        watched: Watched::default(),
+        watched: watched.clone(),
         parameters: parameters.clone(),
         roster: roster.clone(),
         verifying_key_hash,
         setup,
         wake: Arc::new(Notify::new()),
+        shown: Arc::new(Shown::new(store.clone(), watched)),
+        copies: Copies::new(network.clone(), others, settings.copies),
     };
     let listener = tokio::net::TcpListener::bind(settings.http)
         .await
@@ -107,6 +127,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
             sessions: sessions.clone(),
             epochs: epochs.clone(),
             rpc: rpc.clone(),
+            reader: reader.clone(),
         },
         stop.clone(),
     ));
@@ -219,6 +240,12 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     };
     let vault = Arc::new(vault);
     tracing::info!(vault = %hex::encode(vault.id().0), "the vault is open");
+    // Without a history this coordinator is new, or has lost its disk: no block is looked at before the addresses are
+    // known.
+    let is_new = store.get(&node::history::POSITION, &())?.is_none();
+    live.send_modify(|live| live.phase = "fetching what other nodes keep".into());
+    let operations =
+        rebuild::fetch_requests(&network, &roster, &reader, &vault, is_new, &stop).await;
     let start = store.get(&records::GENESIS_SEARCH, &())?.unwrap_or(0);
     let opened = History::open(store.clone(), vault.clone(), start)?;
     let follower = Follower::new(rpc.clone(), parameters.network, opened.position().clone());
@@ -247,6 +274,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         live.alarm = alarm;
         live.vault = Some(vault.clone());
         live.phase = "idle".into();
+        live.is_behind = true;
         live.height = height;
     });
     let writing = Arc::new(Mutex::new(()));
@@ -269,6 +297,15 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         history: reader.history.clone(),
         live: live.clone(),
     };
+    let rebuilding = rebuild::Rebuilder {
+        network: network.clone(),
+        reader: reader.clone(),
+        writing: writing.clone(),
+        vault: vault.clone(),
+        operations,
+        recorded: 0,
+    };
+    let rebuilding = tokio::spawn(rebuilding.run(stop.clone()));
     let working = tokio::spawn(work(pipeline, reader.wake.clone(), stop.clone()));
     let result = follow(
         follower, &store, &vault, &reader, &live, &network, &writing, &stop,
@@ -276,6 +313,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     .await;
     stop.cancel();
     working.await?;
+    rebuilding.await?;
     result.map_err(Into::into)
 }
 
@@ -329,6 +367,14 @@ async fn step(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         || batch::form(pipeline).await?)
 }
 
+/// Whether the own Bitcoin node is at the network's tip, and this coordinator at its node's.
+fn is_reached(node: &NodeStatus, height: u32) -> bool {
+    node.reachable
+        && !node.initial_block_download
+        && node.blocks >= node.headers
+        && height >= node.blocks
+}
+
 /// Follows the chain: detect, history, confirm.
 #[allow(
     clippy::too_many_arguments,
@@ -351,10 +397,11 @@ async fn follow(
         let step = tokio::select! {
             step = follower.next() => step?,
             _ = tick.tick() => {
-                let answers = status.borrow().reachable;
+                let node = status.borrow().clone();
                 live.send_modify(|live| {
                     live.connected = network.connected();
-                    live.bitcoind = answers;
+                    live.bitcoind = node.reachable;
+                    live.is_behind &= !is_reached(&node, live.height);
                 });
                 continue;
             }

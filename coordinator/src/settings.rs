@@ -28,6 +28,9 @@ pub struct Settings {
     /// When a batch is formed.
     #[serde(default)]
     pub batching: Batching,
+    /// Other nodes that must have stored a request before it is called accepted, 0 to all of them.
+    #[serde(default = "default_copies")]
+    pub copies: usize,
     /// Most requests a second from one address; bursts of twice as many pass.
     #[serde(default = "default_rate")]
     pub requests_per_second: u32,
@@ -35,6 +38,10 @@ pub struct Settings {
 
 fn default_rate() -> u32 {
     50
+}
+
+fn default_copies() -> usize {
+    2
 }
 
 /// When a batch is formed: as soon as one of these holds.

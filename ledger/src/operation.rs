@@ -120,6 +120,13 @@ impl Operation {
         }
     }
 
+    /// Whether its signature is by `key` in this vault; never for a deposit.
+    pub fn is_signed_by(&self, key: &AccountKey, vault: &VaultId) -> bool {
+        let message = Digest(Row::of(self, vault).0.message());
+        self.signature()
+            .is_some_and(|signature| key.verify(&message, signature))
+    }
+
     /// Leaf updates that it needs: two for a transfer, else one.
     pub fn row_count(&self) -> usize {
         match self {

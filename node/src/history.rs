@@ -7,6 +7,8 @@
 //!      ledger 0    --body 1-->  ledger 1 --body 2-->  ledger 2 ...   from kept bodies (catch_up)
 //! ```
 
+mod adopt;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use bitcoin::{Amount, Transaction, Txid};
@@ -234,6 +236,11 @@ impl History {
     /// The ledger after the applied batches.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Batches that the ledger has applied: the sequence number of the last of them.
+    pub fn applied(&self) -> u64 {
+        number(self.applied).saturating_sub(1)
     }
 
     /// Has the ledger reached the head?

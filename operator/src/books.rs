@@ -1,14 +1,12 @@
-//! The vault's history with what this operator derives from it: what the batches of the last blocks add up to (S5, S6),
-//! and the check that a batch from a peer is the one that the chain has confirmed.
+//! The vault's history with what this operator derives from it: what the batches of the last blocks add up to (S5, S6).
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{Amount, Txid};
 use ledger::SequenceNumber;
-use node::history::{self, Confirmed, History, HistoryError};
+use node::history::{self, History, HistoryError};
 use protocol::{
     batch::{Body, Candidate},
-    transaction::{self, BatchPlan, BatchTransaction, Swept, TopUp, Treasury},
     vault::Vault,
 };
 use storage::Store;
@@ -101,117 +99,6 @@ impl Books {
         let all = self.recent.values();
         Ok(all.fold(Recent::default(), Recent::add))
     }
-
-    /// Takes a batch that a peer has sent, if it is the first one that the history misses: replayed on the
-    /// ledger it must give the digest and the supply that the confirmed transaction commits to, and built
-    /// anew its transaction must be the confirmed one. Says whether it was taken.
-    ///
-    /// # Errors
-    /// [`HistoryError`]; a failed write is fatal (S11).
-    pub fn adopt(&mut self, candidate: &Candidate, body: &[u8]) -> Result<bool, HistoryError> {
-        let Some((sequence, txid)) = self.history.missing() else {
-            return Ok(false);
-        };
-        let Some(confirmed) = self.history.confirmed(sequence).copied() else {
-            return Ok(false);
-        };
-        if candidate.txid != txid
-            || candidate.sequence != sequence
-            || Body::hash_encoded(body) != candidate.body
-        {
-            return Ok(false);
-        }
-        let Ok(decoded) = Body::decode(body) else {
-            return Ok(false);
-        };
-        if decoded.sequence != sequence || decoded.vault != candidate.vault {
-            return Ok(false);
-        }
-        let Ok(transition) = self.history.replay(&decoded.operations, sequence) else {
-            return Ok(false);
-        };
-        let commitment = confirmed.treasury.commitment;
-        if transition.after.supply != commitment.supply
-            || transition.digest_after().to_bytes() != commitment.digest
-        {
-            return Ok(false);
-        }
-        let parent = self.history.parent(sequence);
-        if !parent.is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed)) {
-            return Ok(false);
-        }
-        history::keep(&self.store, candidate, body)?;
-        self.history.catch_up()?;
-        Ok(true)
-    }
-
-    /// Whether the confirmed transaction is the one that candidate and body mean. With that the stated fee, which
-    /// counts in the window, is the one that was paid. Only where there are top-ups it may be overstated: what they held
-    /// can't be looked up any more.
-    fn is_carried(
-        &self,
-        candidate: &Candidate,
-        body: &Body,
-        parent: &Treasury,
-        confirmed: &Confirmed,
-    ) -> bool {
-        let deposit_fee = self.vault.parameters().deposit_fee;
-        let group = self.vault.group_key();
-        let deposits = body
-            .deposits()
-            .zip(&body.terms)
-            .map(|((outpoint, credited), terms)| {
-                Some(Swept {
-                    outpoint: *outpoint,
-                    value: credited.checked_add(deposit_fee)?,
-                    address: terms.address(&group).ok()?,
-                })
-            });
-        let Some(deposits) = deposits.collect::<Option<Vec<_>>>() else {
-            return false;
-        };
-        let withdrawals = body.withdrawals();
-        let held = |amounts: &mut dyn Iterator<Item = Amount>| transaction::sum(amounts).ok();
-        let paid = withdrawals.iter().map(|output| output.value);
-        let (Some(spent), Some(made)) = (
-            held(
-                &mut deposits
-                    .iter()
-                    .map(|swept| swept.value)
-                    .chain([parent.value]),
-            ),
-            held(&mut paid.chain([candidate.fee, confirmed.treasury.value])),
-        ) else {
-            return false;
-        };
-        // What the other inputs leave open, the top-ups must have held.
-        let Some(topped_up) = made.checked_sub(spent) else {
-            return false;
-        };
-        if candidate.top_ups.is_empty() && topped_up != Amount::ZERO {
-            return false;
-        }
-        let values = std::iter::once(topped_up).chain(std::iter::repeat(Amount::ZERO));
-        let top_ups: Vec<TopUp> = candidate
-            .top_ups
-            .iter()
-            .zip(values)
-            .map(|(outpoint, value)| TopUp {
-                outpoint: *outpoint,
-                value,
-            })
-            .collect();
-        let plan = BatchPlan {
-            treasury: parent,
-            deposits: &deposits,
-            top_ups: &top_ups,
-            withdrawals: &withdrawals,
-            next: confirmed.treasury.commitment,
-            fee: candidate.fee,
-        };
-        BatchTransaction::build(self.vault.key(), &plan)
-            .is_ok_and(|built| built.unsigned.compute_txid() == confirmed.txid)
-    }
 }
 
 #[cfg(test)]
@@ -258,35 +145,38 @@ mod tests {
             body: other.hash(),
             ..candidate.clone()
         };
-        assert!(!books.adopt(&lie, &other.encode()).unwrap());
+        assert!(!books.history.adopt(&lie, &other.encode()).unwrap());
         let mut cut = body.encode();
         cut.pop();
-        assert!(!books.adopt(&candidate, &cut).unwrap());
+        assert!(!books.history.adopt(&candidate, &cut).unwrap());
         let elsewhere = Candidate {
             txid: bitcoin::hashes::Hash::all_zeros(),
             ..candidate.clone()
         };
-        assert!(!books.adopt(&elsewhere, &body.encode()).unwrap());
+        assert!(!books.history.adopt(&elsewhere, &body.encode()).unwrap());
         for fee in [1_999, 2_001] {
             let cheaper = Candidate {
                 fee: Amount::from_sat(fee),
                 ..candidate.clone()
             };
-            assert!(!books.adopt(&cheaper, &body.encode()).unwrap(), "{fee}");
+            assert!(
+                !books.history.adopt(&cheaper, &body.encode()).unwrap(),
+                "{fee}"
+            );
         }
         let topped_up = Candidate {
             top_ups: vec![candidate.parent],
             ..candidate.clone()
         };
-        assert!(!books.adopt(&topped_up, &body.encode()).unwrap());
+        assert!(!books.history.adopt(&topped_up, &body.encode()).unwrap());
         assert!(!books.history.is_current());
         assert_eq!(books.history.ledger().supply(), Amount::ZERO);
 
-        assert!(books.adopt(&candidate, &body.encode()).unwrap());
+        assert!(books.history.adopt(&candidate, &body.encode()).unwrap());
         assert!(books.history.is_current());
         assert_eq!(books.history.ledger().supply(), Amount::from_sat(50_000));
         assert!(
-            !books.adopt(&candidate, &body.encode()).unwrap(),
+            !books.history.adopt(&candidate, &body.encode()).unwrap(),
             "there is nothing more to take"
         );
     }

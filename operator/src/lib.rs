@@ -34,6 +34,7 @@ pub mod policy;
 pub mod promises;
 pub mod refresh;
 pub mod repair;
+pub mod requests;
 pub mod restore;
 pub mod run;
 pub mod settings;

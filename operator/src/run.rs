@@ -19,6 +19,7 @@ mod hand_on;
 mod key;
 mod outlet;
 mod repair;
+mod requests;
 mod sessions;
 mod show;
 
@@ -72,6 +73,7 @@ use crate::{
     promises,
     refresh::{self, Refresh, RefreshError},
     repair::{Approval, Helping, OwnRepair, Repairing},
+    requests::Requests,
     settings::{Settings, SettingsError},
     signed,
     status::{self, Status, StatusError, Verdict},
@@ -283,6 +285,10 @@ struct Node {
     asking_repair: BTreeSet<PeerKey>,
     asking_deltas: BTreeSet<(PeerKey, RunId)>,
     asking_missing: bool,
+    /// Requests of users that coordinators have this operator keep.
+    requests: Arc<Requests>,
+    /// Peers whose kept requests were asked for since the start.
+    pulled: BTreeSet<PeerKey>,
     /// How often missing batch data was asked for: whom to ask first.
     missing_turn: usize,
     ticks: u32,
@@ -360,6 +366,7 @@ fn columns() -> Vec<ColumnName> {
         &held::TABLES,
         &crate::repair::TABLES,
         &signed::TABLES,
+        &crate::requests::TABLES,
     ]
     .concat()
 }
@@ -424,6 +431,7 @@ async fn start(settings: Settings, outlet: Arc<dyn Outlet>) -> Result<(Node, Inc
     )?;
     let promised = promises::load(&store)?;
     let decisions = Decisions::load(&store)?;
+    let requests = Requests::open(store.clone())?;
     let mut state = State::default();
     state.replacement_delay = parameters.replacement_delay.into();
     state.promises = promised.batches;
@@ -478,6 +486,8 @@ async fn start(settings: Settings, outlet: Arc<dyn Outlet>) -> Result<(Node, Inc
         asking_repair: BTreeSet::new(),
         asking_deltas: BTreeSet::new(),
         asking_missing: false,
+        requests: Arc::new(requests),
+        pulled: BTreeSet::new(),
         missing_turn: 0,
         ticks: 0,
         verdicts: VecDeque::new(),
@@ -570,6 +580,7 @@ impl Node {
             self.ask_certificate();
             self.ask_epochs_in_turn();
             self.ask_missing()?;
+            self.pull_requests();
             if self.is_caught_up() {
                 self.step(signer::Input::CaughtUp);
             }

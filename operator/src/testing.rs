@@ -350,12 +350,18 @@ pub fn candidate_and_body() -> (Candidate, Body) {
     (candidate, body)
 }
 
+/// Terms that the vault offers.
+pub fn terms() -> DepositTerms {
+    let account = AccountSecret::generate(&mut OsRng).public();
+    let refund = XOnlyPublicKey::from_str(NUMS).unwrap();
+    DepositTerms::offered(vault().id(), parameters(), account, refund)
+}
+
 /// A first batch with one deposit and no proofs: what a history takes, and no verifier.
 pub fn confirmed_batch(credited: u64) -> (Candidate, Body, Transaction) {
     let vault = vault();
-    let account = AccountSecret::generate(&mut OsRng).public();
-    let refund = XOnlyPublicKey::from_str(NUMS).unwrap();
-    let terms = DepositTerms::offered(vault.id(), parameters(), account, refund);
+    let terms = terms();
+    let account = terms.account;
     let outpoint = OutPoint::new(Txid::from_byte_array([0xbb; 32]), 0);
     let amount = Amount::from_sat(credited);
     let mut ledger = Ledger::new();
@@ -469,6 +475,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
         &held::TABLES,
         &repair::TABLES,
         &signed::TABLES,
+        &crate::requests::TABLES,
     ]
     .concat();
     let schema = Schema {

@@ -67,7 +67,7 @@ const fn kind(name: &'static str, by: Who, to: Who, max_bytes: usize) -> Kind {
 }
 
 /// The kinds of [`crate::message::Ask`], in its order.
-const ASKS: [Kind; 15] = {
+const ASKS: [Kind; 18] = {
     use Who::{Anyone, Coordinators, Operators};
     [
         kind("dkg", Operators, Operators, SMALL),
@@ -100,6 +100,9 @@ const ASKS: [Kind; 15] = {
         kind("repair", Operators, Operators, SPLITS),
         kind("delta", Operators, Operators, 64 * 1024),
         kind("signed", Anyone, Anyone, HEAD + TRANSACTION),
+        kind("request", Coordinators, Anyone, HEAD),
+        kind("requests", Anyone, Anyone, SMALL),
+        kind("genesis-height", Anyone, Anyone, SMALL),
     ]
 };
 /// The kind of gossip that holds a group.
@@ -302,6 +305,8 @@ mod tests {
             (5, Ask::Batch(ledger::SequenceNumber(1))),
             (9, Ask::Attest { nonce: [0; 32] }),
             (10, Ask::Epoch),
+            (16, Ask::Requests { after: None }),
+            (17, Ask::GenesisHeight),
         ];
         for (tag, ask) in asks {
             assert_eq!(encode(&ask)[1], tag);

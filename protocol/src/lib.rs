@@ -19,6 +19,7 @@ pub mod parameters;
 pub mod pipeline;
 pub mod repair;
 pub mod reputation;
+pub mod request;
 pub mod roster;
 pub mod signer;
 pub mod signing;

@@ -15,6 +15,7 @@ use crate::{
     hash,
     identity::{PeerKey, Signed},
     repair::{RepairAnswer, RepairAsk, RunDelta},
+    request::{RequestName, UserRequest},
     vault::{Genesis, GenesisCertificate},
 };
 
@@ -157,6 +158,15 @@ pub enum Ask {
         /// With all witnesses.
         transaction: Transaction,
     },
+    /// "Keep this request of a user's until it is done." from a coordinator.
+    Request(UserRequest),
+    /// "Which requests do you keep?"
+    Requests {
+        /// Only those behind this one; `None` for the first.
+        after: Option<RequestName>,
+    },
+    /// "In which block is the genesis output?" It is a hint: whoever asks looks into that block.
+    GenesisHeight,
 }
 
 /// The answer to an [`Ask`].
@@ -201,6 +211,10 @@ pub enum Answer {
     Repair(RepairAnswer),
     /// The δ for the helper that asked, signed by its author. Secret.
     Delta(Signed<RunDelta>),
+    /// Requests, in the order of their names, at most [`crate::request::MAX_AT_ONCE`]; none behind the last.
+    Requests(Vec<UserRequest>),
+    /// The height of the genesis output's block, if it is known.
+    GenesisHeight(Option<u32>),
 }
 
 /// The safety rules of DESIGN section 7.

@@ -2,6 +2,7 @@
 //! A node's own settings (paths, ports, caps) are elsewhere, in each binary's `settings`.
 
 use bitcoin::{Amount, Network, XOnlyPublicKey};
+use ledger::Operation;
 use serde::{Deserialize, Serialize};
 
 use crate::hash;
@@ -126,6 +127,15 @@ impl Parameters {
             return Err(ParametersError::OutOfRange("recovery"));
         }
         Ok(())
+    }
+
+    /// The smallest fee of an operation; none for a deposit, whose fee is taken before it is credited.
+    pub fn smallest_fee(&self, operation: &Operation) -> Amount {
+        match operation {
+            Operation::Deposit { .. } => Amount::ZERO,
+            Operation::Transfer { .. } => self.transfer_fee,
+            Operation::Withdraw { .. } => self.withdraw_fee,
+        }
     }
 
     /// Commits to every parameter.

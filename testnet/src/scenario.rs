@@ -13,6 +13,7 @@ mod pause_and_approve;
 mod refresh;
 mod reorg;
 mod restore;
+mod total_loss;
 mod unknown_spend;
 
 use std::time::{Duration, Instant};
@@ -77,6 +78,9 @@ pub enum Scenario {
     DeepReorg,
     /// The basic scenario, after which as many key shares as sign are abused to steal the treasury.
     UnknownSpend,
+    /// The basic scenario, with the coordinator's disk lost while requests wait, and rebuilt from the operators and the
+    /// chain.
+    TotalLoss,
 }
 
 impl Scenario {
@@ -90,6 +94,7 @@ impl Scenario {
             Self::PauseAndApprove => "pause-and-approve",
             Self::Refresh => "refresh",
             Self::LostShare => "lost-share",
+            Self::TotalLoss => "total-loss",
             Self::LyingCoordinator => "lying-coordinator",
             Self::Reorg => "reorg",
             Self::MempoolEviction => "mempool-eviction",
@@ -406,6 +411,7 @@ async fn before_first_batch(
         }
         Scenario::KillSignerMidRound => faulty::begin_alone(network, story).await?,
         Scenario::KillCoordinatorMidRound => faulty::begin_slow(network, story).await?,
+        Scenario::TotalLoss => return total_loss::address(network, story).await,
         _ => {}
     }
     Ok(Vec::new())
@@ -455,6 +461,7 @@ async fn during_second_batch(
 ) -> anyhow::Result<()> {
     match scenario {
         Scenario::Restore => restore::see_quarantine(network, story).await,
+        Scenario::TotalLoss => total_loss::lose(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
         Scenario::Reorg => reorg::batch(network, story).await,
         _ => Ok(()),
@@ -713,6 +720,8 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
         Scenario::PauseAndApprove => (2, 1),
         // What is left of a dissolved batch does not wait for the deposits' confirmations.
         Scenario::DoubleSpentDeposit => (0, 1),
+        // Deposits and operations come back one after the other, and may be in two batches.
+        Scenario::TotalLoss => (2, 0),
         _ => (2, 2),
     };
     let busy = batches.iter().any(|batch| {

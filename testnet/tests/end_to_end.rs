@@ -183,3 +183,8 @@ async fn a_reorganisation_of_what_was_final_stops_all_until_somebody_has_looked(
 async fn an_unknown_spend_of_the_treasury_stops_all_for_good() {
     play(Scenario::UnknownSpend, SMALL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_with_an_empty_disk_rebuilds_everything_and_no_request_is_lost() {
+    play(Scenario::TotalLoss, SMALL).await;
+}

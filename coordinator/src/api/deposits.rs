@@ -1,7 +1,5 @@
 //! Deposit addresses and the deposits that were paid to them.
 
-use std::sync::PoisonError;
-
 use axum::{
     Json,
     extract::State,
@@ -14,9 +12,10 @@ use protocol::{
         DepositAddressDocument, DepositAddressRequest, DepositDocument, DepositList, Page, Terms,
     },
     deposit::DepositTerms,
+    request::UserRequest,
     vault::Vault,
 };
-use storage::{Changes, Direction, ReadError};
+use storage::{Direction, ReadError};
 
 use super::{
     Route, Shared,
@@ -30,11 +29,8 @@ use crate::{
     records::{DEPOSITS, DEPOSITS_OF, DepositRecord, TERMS},
 };
 
-/// Most deposit terms that are kept, and so most addresses that are watched.
-pub const MAX_TERMS: usize = 1_000_000;
-
 /// Gives the deposit address of an account and a refund key, the same one every time. The coordinator
-/// watches it from then on; derive it yourself and compare before you pay.
+/// watches it from then on, and other nodes know it too; derive it yourself and compare before you pay.
 #[utoipa::path(post, path = "/v1/deposit-addresses", tag = "deposits",
     request_body = DepositAddressRequest,
     responses((status = 200, description = "The address is watched", body = DepositAddressDocument)))]
@@ -56,21 +52,13 @@ async fn create_address(
     let address = offered
         .address(network)
         .map_err(|error| Failure::internal(&error))?;
-    let hash = terms.hash();
-    let known = terms.clone();
-    if !api.look(move |reader| is_stored(reader, &known)).await? {
-        api.reserve_terms()?;
-        let stored = terms.clone();
-        api.look(move |reader| store(reader, &stored)).await?;
-    }
-    // Stored, so a restart watches it too. Watched before anybody can pay it.
-    let mut watched = api
-        .reader
-        .watched
-        .write()
-        .unwrap_or_else(PoisonError::into_inner);
-    watched.insert(offered.script_pubkey.clone(), hash);
-    drop(watched);
+    let kept = offered.clone();
+    api.look(move |reader| Ok(reader.shown.keep(&kept)?))
+        .await?;
+    api.reader
+        .copies
+        .make(UserRequest::Terms(terms.clone()))
+        .await?;
     api.reader.wake.notify_one();
     Ok(Json(DepositAddressDocument {
         terms: Terms {
@@ -81,26 +69,10 @@ async fn create_address(
             min_deposit_sat: terms.min_deposit.to_sat(),
             deposit_fee_sat: terms.fee.to_sat(),
         },
-        terms_hash: hash.to_string(),
+        terms_hash: offered.terms.hash().to_string(),
         descriptor: offered.descriptor.to_string(),
         address: address.to_string(),
     }))
-}
-
-fn is_stored(reader: &Reader, terms: &DepositTerms) -> Result<bool, Failure> {
-    Ok(reader.store.get(&TERMS, &terms.hash().0)?.is_some())
-}
-
-fn store(reader: &Reader, terms: &DepositTerms) -> Result<(), Failure> {
-    let mut changes = Changes::new();
-    changes.put(&TERMS, &terms.hash().0, terms);
-    reader.store.commit(changes).map_err(|error| {
-        tracing::error!(%error, "deposit terms could not be stored");
-        Failure::new(
-            Code::Storage,
-            "the terms could not be stored; do not pay to this address",
-        )
-    })
 }
 
 /// Lists the deposits seen on the chain, by outpoint, those of one account if one is given.
@@ -253,6 +225,7 @@ pub(super) fn routes() -> Vec<Route> {
         Code::InvalidRefundKey,
         Code::NoGenesis,
         Code::Full,
+        Code::TooFewCopies,
         Code::Storage,
     ];
     let list_codes = [

@@ -7,12 +7,9 @@
 //! ```
 //!
 //! A resource looks at the database and the history on a blocking thread, and changes nothing but
-//! through `queue::accept` and the table of deposit terms.
+//! through `queue::accept` and `terms::Shown`.
 
-use std::sync::{
-    Arc, PoisonError,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, PoisonError};
 
 use axum::{
     Router,
@@ -22,10 +19,9 @@ use axum::{
 };
 use node::history::History;
 use protocol::{api::MAX_REQUEST_BYTES, identity::PeerKey, vault::Vault};
-use storage::{Direction, ReadError};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{live::Reader, records::TERMS};
+use crate::live::Reader;
 use limit::Limits;
 use problem::{Code, Failure};
 
@@ -49,29 +45,11 @@ pub use serve::serve;
 /// What the handlers share.
 struct Api {
     reader: Reader,
-    /// How many deposit terms are stored, or are about to be; `None` when they could not be counted.
-    terms: Option<AtomicUsize>,
 }
 
 type Shared = Arc<Api>;
 
 impl Api {
-    fn new(reader: Reader) -> Self {
-        let count = || -> Result<usize, ReadError> {
-            let rows = reader
-                .store
-                .iter(&TERMS, .., Direction::Forward, deposits::MAX_TERMS)?;
-            rows.map(|row| row.map(|_| 1)).sum()
-        };
-        let terms = count()
-            .inspect_err(
-                |error| tracing::error!(%error, "the stored deposit terms can't be counted"),
-            )
-            .ok()
-            .map(AtomicUsize::new);
-        Self { reader, terms }
-    }
-
     /// Reads the database or the history, off the async threads.
     async fn look<T: Send + 'static>(
         &self,
@@ -82,21 +60,6 @@ impl Api {
             Ok(result) => result,
             Err(error) => Err(Failure::internal(&error)),
         }
-    }
-
-    /// Makes room for one more row of deposit terms.
-    fn reserve_terms(&self) -> Result<(), Failure> {
-        let full = || Failure::new(Code::Full, "use an address that you were given before");
-        let terms = self.terms.as_ref().ok_or_else(full)?;
-        let more = |count: usize| {
-            count
-                .checked_add(1)
-                .filter(|count| *count <= deposits::MAX_TERMS)
-        };
-        terms
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map(|_| ())
-            .map_err(|_| full())
     }
 }
 
@@ -176,7 +139,7 @@ pub fn paths() -> Vec<&'static str> {
 pub fn router(reader: Reader, rate_per_second: u32) -> Router {
     metrics::install();
     let limits = Arc::new(Limits::new(rate_per_second));
-    let api: Shared = Arc::new(Api::new(reader));
+    let api: Shared = Arc::new(Api { reader });
     let mut router = Router::new();
     for route in routes() {
         router = router.route(route.path, route.methods);

@@ -8,7 +8,10 @@ use axum::{
 };
 use bitcoin::{Address, Amount, Network, Script, ScriptBuf, address::NetworkUnchecked};
 use ledger::{AccountIndex, Operation, OperationError, OperationId, SequenceNumber, Signature};
-use protocol::api::{OperationDocument, OperationRequest, RequestStatus};
+use protocol::{
+    api::{OperationDocument, OperationRequest, RequestStatus},
+    request::UserRequest,
+};
 
 use super::{
     Route, Shared,
@@ -22,7 +25,7 @@ use crate::{
     records::{BATCHES, OPERATIONS, OperationRecord},
 };
 
-/// Takes a signed operation. 202 says that it is stored and waits for a batch; sending the same again
+/// Takes a signed operation. 202 says that it is stored here and at other nodes, and waits for a batch; sending the same again
 /// changes nothing and answers 200 with where it is.
 #[utoipa::path(post, path = "/v1/operations", tag = "operations",
     request_body = OperationRequest,
@@ -37,7 +40,10 @@ async fn submit(
     operation
         .check_form()
         .map_err(|error| refused_by_ledger(&error))?;
-    api.look(move |reader| accept(reader, operation)).await
+    let request = UserRequest::Signed(operation.clone());
+    let answer = api.look(move |reader| accept(reader, operation)).await?;
+    api.reader.copies.make(request).await?;
+    Ok(answer)
 }
 
 fn accept(
@@ -275,6 +281,7 @@ pub(super) fn routes() -> Vec<Route> {
         Code::NoGenesis,
         Code::NotCurrent,
         Code::QueueFull,
+        Code::TooFewCopies,
         Code::Storage,
     ];
     let one_codes = [

@@ -16,6 +16,7 @@ use protocol::api::Problem;
 use storage::ReadError;
 
 use super::{Route, extract::Segment};
+use crate::{copies::TooFewCopies, terms::KeepError};
 
 /// The media type of a problem document (RFC 9457 section 6.1).
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -101,6 +102,7 @@ codes! {
     NotReady = 503 "not_ready" "The coordinator is not ready",
     QueueFull = 503 "queue_full" "The queue of requests is full",
     Full = 503 "full" "No more deposit addresses can be kept",
+    TooFewCopies = 503 "too_few_copies" "Too few other nodes have stored the request",
     Busy = 503 "busy" "Too many requests at once",
     Timeout = 503 "timeout" "The answer took too long",
     Storage = 500 "storage" "The database failed",
@@ -124,7 +126,7 @@ impl Code {
     const fn retry_after_s(self) -> Option<&'static str> {
         match self {
             Self::RateLimited | Self::Busy => Some("1"),
-            Self::NotCurrent | Self::QueueFull | Self::Timeout => Some("5"),
+            Self::NotCurrent | Self::QueueFull | Self::TooFewCopies | Self::Timeout => Some("5"),
             Self::NoGenesis | Self::NotReady => Some("30"),
             _ => None,
         }
@@ -190,6 +192,27 @@ impl Failure {
             status: self.code.status(),
             detail: self.detail.to_string(),
             code: self.code.as_str().to_owned(),
+        }
+    }
+}
+
+impl From<TooFewCopies> for Failure {
+    fn from(error: TooFewCopies) -> Self {
+        Self::because(Code::TooFewCopies, &error)
+    }
+}
+
+impl From<KeepError> for Failure {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Full => Self::new(Code::Full, "use an address that you were given before"),
+            KeepError::Storage(reason) => {
+                tracing::error!(reason, "deposit terms could not be stored");
+                Self::new(
+                    Code::Storage,
+                    "the terms could not be stored; do not pay to this address",
+                )
+            }
         }
     }
 }

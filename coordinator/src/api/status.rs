@@ -111,6 +111,12 @@ pub(super) fn unready(reader: &Reader) -> Option<String> {
     if !live.bitcoind {
         return Some("bitcoind does not answer".to_owned());
     }
+    if live.is_behind {
+        return Some(format!(
+            "the blocks from before the start are being taken in; at height {}",
+            live.height
+        ));
+    }
     match with_history(reader, History::is_current) {
         None => Some("the history is being opened".to_owned()),
         Some(false) => Some("the data of a confirmed batch is being fetched".to_owned()),

@@ -18,11 +18,13 @@ use bitcoin::{
 };
 use coordinator::{
     api,
+    copies::Copies,
     live::{Live, Reader, SharedHistory, Watched},
     records::{
         BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request as Wish,
         TERMS, columns,
     },
+    terms::Shown,
 };
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, TransferRequest};
 use node::history::{self, CONFIRMED, Confirmed, History};
@@ -228,11 +230,15 @@ fn reader(
         network: "test",
         columns: &columns(),
     };
+    let store = Store::open(dir.path(), &schema).unwrap();
+    let watched = Watched::default();
     Reader {
-        store: Store::open(dir.path(), &schema).unwrap(),
+        shown: Arc::new(Shown::new(store.clone(), watched.clone())),
+        copies: Copies::none(),
+        store,
         live: live.subscribe(),
         history: SharedHistory::default(),
-        watched: Watched::default(),
+        watched,
         parameters: Arc::new(parameters),
         roster: Arc::new(roster),
         verifying_key_hash: VERIFYING_KEY_HASH,

@@ -11,6 +11,7 @@ use protocol::{
     message::{self, Answer, Ask, DKG_DOMAIN, Gossip, REFRESH_DOMAIN, Refusal, Rule, Subject},
     parameters::Parameters,
     repair::{DELTA_DOMAIN, RepairAnswer, RepairAsk, RunDelta, RunSplit, SPLIT_DOMAIN},
+    request::UserRequest,
     roster::Roster,
     transaction::Commitment,
     vault::{GenesisCertificate, Vault, VaultKey},
@@ -282,8 +283,30 @@ fn honest_ask() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("delta", Ask::Delta(upkeep.run.clone())),
+        ("request-terms", Ask::Request(user_requests()[0].clone())),
+        ("request-signed", Ask::Request(user_requests()[1].clone())),
+        (
+            "requests",
+            Ask::Requests {
+                after: user_requests()[1].name(),
+            },
+        ),
+        ("genesis-height", Ask::GenesisHeight),
     ];
     asks.map(|(name, ask)| (name, message::encode(&ask))).into()
+}
+
+/// Terms and a signed operation of the honest batch.
+fn user_requests() -> Vec<UserRequest> {
+    let body = &honest().body;
+    let signed = body
+        .operations
+        .iter()
+        .find(|operation| operation.signature().is_some());
+    vec![
+        UserRequest::Terms(body.terms[0].clone()),
+        UserRequest::Signed(signed.unwrap().clone()),
+    ]
 }
 
 fn refusal() -> Refusal {
@@ -414,6 +437,8 @@ fn honest_answer() -> Vec<(&'static str, Vec<u8>)> {
         ("repair-sum", Answer::Repair(RepairAnswer::Sum(sigma))),
         ("repair-accusation", Answer::Repair(accusation)),
         ("delta", Answer::Delta(first.sign(DELTA_DOMAIN, delta))),
+        ("requests", Answer::Requests(user_requests())),
+        ("genesis-height", Answer::GenesisHeight(Some(104))),
     ];
     answers
         .map(|(name, answer)| (name, message::encode(&answer)))

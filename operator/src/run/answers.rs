@@ -56,6 +56,12 @@ impl Node {
                 self.hear_signed(from, candidate, transaction)?;
                 Ok(Answer::Taken)
             }
+            Ask::Request(request) => {
+                self.keep_request(from, request, reply);
+                return Ok(());
+            }
+            Ask::Requests { after } => self.list_requests(after),
+            Ask::GenesisHeight => Ok(Answer::GenesisHeight(self.genesis_height())),
             Ask::Accept { .. } | Ask::Refuse { .. } => Err(Refusal::new(
                 Rule::S12,
                 "this node is an operator; it coordinates nothing",
@@ -69,6 +75,13 @@ impl Node {
         self.open
             .as_ref()
             .map(|open| open.vault.certificate().clone())
+    }
+
+    fn genesis_height(&self) -> Option<u32> {
+        let open = self.open.as_ref()?;
+        let promised = self.genesis.map(|genesis| genesis.height);
+        // A restored operator follows from the genesis on.
+        Some(promised.unwrap_or_else(|| lock(&open.books).history.position().start()))
     }
 
     /// The confirmed batch of that number. What others have had this operator hold is not handed on before the history
@@ -155,7 +168,7 @@ impl Node {
     }
 }
 
-fn own_database(error: ReadError) -> Refusal {
+pub(super) fn own_database(error: ReadError) -> Refusal {
     tracing::error!(
         error = &error as &dyn std::error::Error,
         "the own database can't be read"

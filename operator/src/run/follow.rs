@@ -109,6 +109,7 @@ impl Node {
         };
         self.settle_decisions(last)?;
         self.drop_signed(last)?;
+        self.settle_requests(last)?;
         match blocking(|| held::drop_up_to(&self.store, last)) {
             Ok(()) => Ok(()),
             Err(held::HoldError::Commit(error)) => promises::stop_on_failed_write(&error),
@@ -130,7 +131,7 @@ impl Node {
             let held = held::find(&self.store, sequence, &txid)?;
             let mut adopted = false;
             for held in &held {
-                let adopt = || lock(&open.books).adopt(&held.candidate, &held.body);
+                let adopt = || lock(&open.books).history.adopt(&held.candidate, &held.body);
                 adopted = blocking(adopt).map_err(fatal)?;
                 if adopted {
                     break;
@@ -177,7 +178,7 @@ impl Node {
         let (Some((candidate, body)), Some(open)) = (batch, self.open.clone()) else {
             return Ok(());
         };
-        if blocking(|| lock(&open.books).adopt(&candidate, &body)).map_err(fatal)? {
+        if blocking(|| lock(&open.books).history.adopt(&candidate, &body)).map_err(fatal)? {
             tracing::info!(
                 stage = "confirm",
                 sequence = candidate.sequence.0,

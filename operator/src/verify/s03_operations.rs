@@ -8,7 +8,6 @@
 
 use std::collections::BTreeSet;
 
-use bitcoin::Amount;
 use ledger::Operation;
 use protocol::message::{Refusal, Rule};
 use threshold::sign::max_messages;
@@ -85,12 +84,7 @@ fn check_operation(evidence: &Evidence, operation: &Operation) -> Result<(), Ref
             "expired: valid up to batch {last_valid}, this is batch {sequence}"
         )));
     }
-    let parameters = evidence.vault.parameters();
-    let least = match operation {
-        Operation::Deposit { .. } => Amount::ZERO,
-        Operation::Transfer { .. } => parameters.transfer_fee,
-        Operation::Withdraw { .. } => parameters.withdraw_fee,
-    };
+    let least = evidence.vault.parameters().smallest_fee(operation);
     if operation.fee() < least {
         return Err(refuse(format!(
             "a fee of {} is below the vault's {least}",

@@ -1,0 +1,122 @@
+//! Takes the data of a confirmed batch from a peer, once it is shown to be the batch that the chain has.
+
+use bitcoin::Amount;
+use protocol::{
+    batch::{Body, Candidate},
+    transaction::{self, BatchPlan, BatchTransaction, Swept, TopUp, Treasury},
+};
+
+use super::{Confirmed, History, HistoryError};
+
+impl History {
+    /// Takes a batch that a peer has sent, if it is the first one that the history misses: replayed on the
+    /// ledger it must give the digest and the supply that the confirmed transaction commits to, and built
+    /// anew its transaction must be the confirmed one. Says whether it was taken.
+    ///
+    /// # Errors
+    /// [`HistoryError`]; a failed write is fatal (S11).
+    pub fn adopt(&mut self, candidate: &Candidate, body: &[u8]) -> Result<bool, HistoryError> {
+        let Some((sequence, txid)) = self.missing() else {
+            return Ok(false);
+        };
+        let Some(confirmed) = self.confirmed(sequence).copied() else {
+            return Ok(false);
+        };
+        if candidate.txid != txid
+            || candidate.sequence != sequence
+            || Body::hash_encoded(body) != candidate.body
+        {
+            return Ok(false);
+        }
+        let Ok(decoded) = Body::decode(body) else {
+            return Ok(false);
+        };
+        if decoded.sequence != sequence || decoded.vault != candidate.vault {
+            return Ok(false);
+        }
+        let Ok(transition) = self.replay(&decoded.operations, sequence) else {
+            return Ok(false);
+        };
+        let commitment = confirmed.treasury.commitment;
+        if transition.after.supply != commitment.supply
+            || transition.digest_after().to_bytes() != commitment.digest
+        {
+            return Ok(false);
+        }
+        let parent = self.parent(sequence);
+        if !parent.is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed)) {
+            return Ok(false);
+        }
+        super::keep(&self.store, candidate, body)?;
+        self.catch_up()?;
+        Ok(true)
+    }
+
+    /// Whether the confirmed transaction is the one that candidate and body mean. With that the stated fee, which
+    /// counts in the window, is the one that was paid. Only where there are top-ups it may be overstated: what they held
+    /// can't be looked up any more.
+    fn is_carried(
+        &self,
+        candidate: &Candidate,
+        body: &Body,
+        parent: &Treasury,
+        confirmed: &Confirmed,
+    ) -> bool {
+        let deposit_fee = self.vault.parameters().deposit_fee;
+        let group = self.vault.group_key();
+        let deposits = body
+            .deposits()
+            .zip(&body.terms)
+            .map(|((outpoint, credited), terms)| {
+                Some(Swept {
+                    outpoint: *outpoint,
+                    value: credited.checked_add(deposit_fee)?,
+                    address: terms.address(&group).ok()?,
+                })
+            });
+        let Some(deposits) = deposits.collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        let withdrawals = body.withdrawals();
+        let held = |amounts: &mut dyn Iterator<Item = Amount>| transaction::sum(amounts).ok();
+        let paid = withdrawals.iter().map(|output| output.value);
+        let (Some(spent), Some(made)) = (
+            held(
+                &mut deposits
+                    .iter()
+                    .map(|swept| swept.value)
+                    .chain([parent.value]),
+            ),
+            held(&mut paid.chain([candidate.fee, confirmed.treasury.value])),
+        ) else {
+            return false;
+        };
+        // What the other inputs leave open, the top-ups must have held.
+        let Some(topped_up) = made.checked_sub(spent) else {
+            return false;
+        };
+        if candidate.top_ups.is_empty() && topped_up != Amount::ZERO {
+            return false;
+        }
+        let values = std::iter::once(topped_up).chain(std::iter::repeat(Amount::ZERO));
+        let top_ups: Vec<TopUp> = candidate
+            .top_ups
+            .iter()
+            .zip(values)
+            .map(|(outpoint, value)| TopUp {
+                outpoint: *outpoint,
+                value,
+            })
+            .collect();
+        let plan = BatchPlan {
+            treasury: parent,
+            deposits: &deposits,
+            top_ups: &top_ups,
+            withdrawals: &withdrawals,
+            next: confirmed.treasury.commitment,
+            fee: candidate.fee,
+        };
+        BatchTransaction::build(self.vault.key(), &plan)
+            .is_ok_and(|built| built.unsigned.compute_txid() == confirmed.txid)
+    }
+}
