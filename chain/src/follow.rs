@@ -72,6 +72,8 @@ pub struct NodeStatus {
     pub blocks: u32,
     /// Height of the node's best header, likewise.
     pub headers: u32,
+    /// Time in the last block of the node's best chain, in seconds since 1970, likewise.
+    pub tip_time: u64,
     /// Whether the node was still catching up with the network.
     pub initial_block_download: bool,
 }
@@ -374,6 +376,7 @@ impl Follower {
             reachable: true,
             blocks: info.blocks,
             headers: info.headers,
+            tip_time: info.time,
             initial_block_download: info.initial_block_download,
         };
         self.status.send_if_modified(|kept| {

@@ -34,7 +34,7 @@ const ALARM: Table<(), String> = Table::new("alarm", 1);
 /// finds no entry, comes from a backup or a repair.
 const COMPLETE: Table<(), GroupKey> = Table::new("promises_complete", 1);
 /// What an operator that has lost its promises waits for (S7).
-const QUARANTINE: Table<(), Quarantine> = Table::new("quarantine", 1);
+const QUARANTINE: Table<(), Quarantine> = Table::new("quarantine", 2);
 
 /// The tables of this module.
 pub const TABLES: [ColumnName; 5] = [
@@ -182,14 +182,14 @@ pub fn save_complete(store: &Store, key: GroupKey) -> Result<(), CommitError> {
 }
 
 /// A share of this key has come from a backup or a repair: what was promised with it is lost. From now on this
-/// database has all promises, and the quarantine covers those before.
+/// database has all promises, and the quarantine covers those before. `lost_ms` is now, in Unix ms.
 ///
 /// # Errors
 /// Fatal (S11).
-pub fn save_lost(store: &Store, key: GroupKey) -> Result<(), CommitError> {
+pub fn save_lost(store: &Store, key: GroupKey, lost_ms: u64) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     changes.put(&COMPLETE, &(), &key);
-    changes.put(&QUARANTINE, &(), &Quarantine::Syncing);
+    changes.put(&QUARANTINE, &(), &Quarantine::Syncing { lost_ms });
     store.commit(changes)
 }
 
@@ -297,9 +297,12 @@ mod tests {
         let (_folder, store) = testing::store();
         let key = testing::share(0).group().group_key();
         assert!(!are_complete(&store, key).unwrap());
-        save_lost(&store, key).unwrap();
+        save_lost(&store, key, 5).unwrap();
         assert!(are_complete(&store, key).unwrap());
-        assert_eq!(load(&store).unwrap().quarantine, Some(Quarantine::Syncing));
+        assert_eq!(
+            load(&store).unwrap().quarantine,
+            Some(Quarantine::Syncing { lost_ms: 5 })
+        );
         let began = Quarantine::Since {
             sequence: SequenceNumber(3),
             treasury: OutPoint::null(),

@@ -581,8 +581,8 @@ impl Node {
             self.ask_epochs_in_turn();
             self.ask_missing()?;
             self.pull_requests();
-            if self.is_caught_up() {
-                self.step(signer::Input::CaughtUp);
+            if let Some(tip_time) = self.caught_up() {
+                self.step(signer::Input::CaughtUp { tip_time });
             }
             self.propose_early();
             self.show();

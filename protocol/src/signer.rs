@@ -56,8 +56,12 @@ pub struct Promise {
 /// could compete with that one. Its genesis promise is lost too; there the other n - 1 stand for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Quarantine {
-    /// The chain has not been followed to its tip since: what may have been promised is not known yet.
-    Syncing,
+    /// The chain has not been followed to a tip that is younger than the loss: what may have been promised is not
+    /// known yet. A node that has lost its connections believes that an old tip is the latest.
+    Syncing {
+        /// When the loss was noticed, in Unix ms.
+        lost_ms: u64,
+    },
     /// A promise may exist for the batch after this one, made at this height at the latest.
     Since {
         /// Sequence number of the latest batch at the tip.
@@ -143,7 +147,10 @@ pub enum Input {
         height: u32,
     },
     /// The chain given so far is the own node's whole best chain, and that node has caught up with the network.
-    CaughtUp,
+    CaughtUp {
+        /// Time in that chain's last block, in seconds since 1970.
+        tip_time: u64,
+    },
     /// The body that was signed on the present treasury and can't be confirmed any more, if there is one.
     Lost(Option<BodyHash>),
     /// The treasury went somewhere unknown, or what was final left the chain.
@@ -296,7 +303,7 @@ impl State {
                 self.lost = body;
                 Ok(Vec::new())
             }
-            Input::CaughtUp => Ok(self.caught_up()),
+            Input::CaughtUp { tip_time } => Ok(self.caught_up(tip_time)),
             Input::Alarm(reason) => {
                 self.sessions.clear();
                 self.alarm = Some(reason);
@@ -379,11 +386,16 @@ impl State {
         });
     }
 
-    /// From here on the quarantine can be measured.
-    fn caught_up(&mut self) -> Vec<Effect> {
-        let (Some(Quarantine::Syncing), Some(head)) = (self.quarantine, self.head) else {
+    /// From here on the quarantine can be measured, if this tip is later than everything that was lost: what was
+    /// promised before the loss was promised on this treasury or on an earlier one, at this height or below.
+    fn caught_up(&mut self, tip_time: u64) -> Vec<Effect> {
+        let (Some(Quarantine::Syncing { lost_ms }), Some(head)) = (self.quarantine, self.head)
+        else {
             return Vec::new();
         };
+        if tip_time.saturating_mul(1_000) <= lost_ms {
+            return Vec::new();
+        }
         let began = Quarantine::Since {
             sequence: head.commitment.sequence,
             treasury: head.outpoint,
@@ -396,7 +408,7 @@ impl State {
     /// The quarantine, while it keeps the next batch from being signed.
     pub fn quarantined(&self) -> Option<Quarantine> {
         self.quarantine.filter(|quarantine| match quarantine {
-            Quarantine::Syncing => true,
+            Quarantine::Syncing { .. } => true,
             Quarantine::Since {
                 sequence, height, ..
             } => {
@@ -419,9 +431,11 @@ impl State {
         let why = "this operator was restored or repaired, and may have signed a batch that it does not know";
         match self.quarantined() {
             None => Ok(()),
-            Some(Quarantine::Syncing) => Err(Refusal::new(
+            Some(Quarantine::Syncing { .. }) => Err(Refusal::new(
                 Rule::S7,
-                format!("{why}; it signs nothing before it has followed the chain to its tip"),
+                format!(
+                    "{why}; it signs nothing before it has followed the chain to a block that is younger than that"
+                ),
             )),
             Some(Quarantine::Since {
                 treasury, height, ..

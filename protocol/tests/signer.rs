@@ -490,10 +490,14 @@ fn propose(state: &mut State, candidate: Candidate) -> Result<Vec<Effect>, Rule>
     state.step(0, proposed).map_err(|refusal| refusal.rule)
 }
 
+const LOST: Quarantine = Quarantine::Syncing { lost_ms: 5_000 };
+/// The first tip that is younger than that.
+const CAUGHT_UP: Input = Input::CaughtUp { tip_time: 6 };
+
 #[test]
 fn an_operator_without_its_promises_signs_nothing_before_it_has_caught_up() {
     let mut state = state();
-    state.quarantine = Some(Quarantine::Syncing);
+    state.quarantine = Some(LOST);
     // However many batches and blocks go by: this is history being followed, not time passing.
     state.step(0, chain(next_head(), 5_000)).unwrap();
     let sixth = Candidate {
@@ -506,19 +510,42 @@ fn an_operator_without_its_promises_signs_nothing_before_it_has_caught_up() {
 }
 
 #[test]
+fn a_tip_that_is_older_than_the_loss_does_not_begin_the_quarantine() {
+    let mut state = state();
+    state.quarantine = Some(LOST);
+    // A stale node: it has caught up as far as it knows, and a batch may have been promised on a later treasury.
+    for tip_time in [0, 4, 5] {
+        let stale = Input::CaughtUp { tip_time };
+        assert!(state.step(0, stale).unwrap().is_empty());
+    }
+    state.step(0, chain(head(), 1_000)).unwrap();
+    assert_eq!(state.quarantine, Some(LOST));
+    assert_eq!(propose(&mut state, candidate(1, 10)), Err(Rule::S7));
+    // The loss and the tip are compared at their full resolution, and the delay counts from the younger tip.
+    let began = Quarantine::Since {
+        sequence: SequenceNumber(4),
+        treasury: outpoint(4),
+        height: 1_000,
+    };
+    let caught_up = state.step(0, CAUGHT_UP).unwrap();
+    assert_eq!(caught_up, [Effect::Quarantined(began)]);
+    assert_eq!(propose(&mut state, candidate(1, 10)), Err(Rule::S7));
+}
+
+#[test]
 fn a_quarantine_lasts_for_the_replacement_delay() {
     let mut state = state();
-    state.quarantine = Some(Quarantine::Syncing);
+    state.quarantine = Some(LOST);
     let began = Quarantine::Since {
         sequence: SequenceNumber(4),
         treasury: outpoint(4),
         height: 100,
     };
-    let caught_up = state.step(0, Input::CaughtUp).unwrap();
+    let caught_up = state.step(0, CAUGHT_UP).unwrap();
     assert_eq!(caught_up, [Effect::Quarantined(began)]);
     state.step(0, chain(head(), 111)).unwrap();
     // Only the first time counts.
-    assert!(state.step(0, Input::CaughtUp).unwrap().is_empty());
+    assert!(state.step(0, CAUGHT_UP).unwrap().is_empty());
     let refusal = state
         .step(
             0,
@@ -539,8 +566,8 @@ fn a_quarantine_lasts_for_the_replacement_delay() {
 #[test]
 fn a_quarantine_ends_with_its_treasury_and_returns_with_it() {
     let mut state = state();
-    state.quarantine = Some(Quarantine::Syncing);
-    state.step(0, Input::CaughtUp).unwrap();
+    state.quarantine = Some(LOST);
+    state.step(0, CAUGHT_UP).unwrap();
     state.step(0, chain(next_head(), 101)).unwrap();
     assert_eq!(state.quarantined(), None);
     let sixth = Candidate {
@@ -559,7 +586,7 @@ fn a_quarantine_is_asked_again_at_the_sign_request() {
     let mut state = state();
     let subject = Subject::Batch(candidate(1, 10));
     accepted(&mut state, &subject);
-    state.quarantine = Some(Quarantine::Syncing);
+    state.quarantine = Some(LOST);
     let ask = Input::SignRequested {
         from: COORDINATOR,
         session: subject.session(&COORDINATOR),
@@ -572,7 +599,7 @@ fn a_quarantine_is_asked_again_at_the_sign_request() {
 #[test]
 fn an_operator_that_knows_its_promises_is_never_quarantined() {
     let mut state = state();
-    assert!(state.step(0, Input::CaughtUp).unwrap().is_empty());
+    assert!(state.step(0, CAUGHT_UP).unwrap().is_empty());
     assert_eq!(state.quarantine, None);
 }
 

@@ -19,6 +19,8 @@ pub struct ChainInfo {
     /// Hash of the best chain's last block.
     #[serde(rename = "bestblockhash")]
     pub best_block: BlockHash,
+    /// Time in the best chain's last block, in seconds since 1970.
+    pub time: u64,
     /// Whether the node is still catching up with the network. On regtest it says so whenever its
     /// last block is more than a day old.
     #[serde(rename = "initialblockdownload")]

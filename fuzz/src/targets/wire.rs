@@ -169,7 +169,7 @@ fn honest_reply() -> Vec<(&'static str, Vec<u8>)> {
             result(
                 0,
                 &format!(
-                    r#"{{"chain":"regtest","blocks":101,"headers":101,"bestblockhash":"{hash}","initialblockdownload":false,"pruned":true,"pruneheight":7}}"#
+                    r#"{{"chain":"regtest","blocks":101,"headers":101,"bestblockhash":"{hash}","time":1296688602,"initialblockdownload":false,"pruned":true,"pruneheight":7}}"#
                 ),
             ),
         ),

@@ -9,7 +9,7 @@ use std::{
 use chain::{FollowError, Follower};
 use ledger::SequenceNumber;
 use node::{
-    certificate,
+    certificate, clock,
     history::{self, History},
 };
 use protocol::{
@@ -100,22 +100,25 @@ impl Node {
         tracing::warn!(
             "this operator was restored or repaired: it signs no batch before its quarantine is over (S7)"
         );
+        let lost_ms = clock::now_ms();
         blocking(|| {
-            if let Err(error) = promises::save_lost(&self.store, key) {
+            if let Err(error) = promises::save_lost(&self.store, key, lost_ms) {
                 promises::stop_on_failed_write(&error);
             }
         });
-        self.state.quarantine = Some(Quarantine::Syncing);
+        self.state.quarantine = Some(Quarantine::Syncing { lost_ms });
     }
 
-    /// Whether the own chain is followed to the tip of an own node that is itself at the network's.
-    pub(super) fn is_caught_up(&self) -> bool {
+    /// The time in the tip's block, if the own chain is followed to the tip of an own node that is itself at the
+    /// network's.
+    pub(super) fn caught_up(&self) -> Option<u64> {
         let node = self.node_status.borrow();
-        self.open.is_some()
+        let is_caught_up = self.open.is_some()
             && node.reachable
             && !node.initial_block_download
             && node.blocks >= node.headers
-            && self.state.height >= node.blocks
+            && self.state.height >= node.blocks;
+        is_caught_up.then_some(node.tip_time)
     }
 
     /// The share is on disk: from now on this operator knows its vault's script.

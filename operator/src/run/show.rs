@@ -137,10 +137,10 @@ impl Node {
 
     fn describe_quarantine(&self, quarantine: Quarantine) -> status::Quarantine {
         match quarantine {
-            Quarantine::Syncing => status::Quarantine {
+            Quarantine::Syncing { .. } => status::Quarantine {
                 until_height: None,
                 reason:
-                    "restored or repaired: signs nothing before it has caught up with the chain"
+                    "restored or repaired: signs nothing before it has caught up with the chain, to a block younger than that"
                         .to_owned(),
             },
             Quarantine::Since {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use protocol::{identity::PeerKey, roster::Roster};
 
-use super::{STEP, Story, refresh};
+use super::{STEP, Story, refresh, restore::begin_quarantine};
 use crate::network::{LocalNetwork, Node, PASSPHRASE};
 
 /// Which operator is lost: its place in the roster.
@@ -63,14 +63,15 @@ pub(super) async fn repair(network: &mut LocalNetwork, story: &Story) -> anyhow:
         first.len()
     ));
     approve(network, *last, &name).await?;
-    let status = network
+    network
         .wait_for("the repaired share", STEP, async |network| {
             let status = lost(network)?.ask(&["status"]).await?;
             let open = status["stage"] == "open" && status["sequence"] == 1;
-            let quarantined = status["quarantine"]["until_height"].is_u64();
-            Ok((open && quarantined).then_some(status))
+            let quarantined = status["quarantine"].is_object();
+            Ok((open && quarantined).then_some(()))
         })
         .await?;
+    let status = begin_quarantine(network).await?;
     ensure!(
         status["epoch"] == 0 && status["refresh_due"].is_string(),
         "{status}"

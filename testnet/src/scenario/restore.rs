@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use node::clock::now_ms;
 use serde_json::Value;
 
 use super::{STEP, Story};
@@ -60,10 +61,15 @@ pub(super) async fn restore(network: &mut LocalNetwork, story: &Story) -> anyhow
             Ok(status.filter(|status| {
                 status["stage"] == "open"
                     && status["sequence"] == 1
-                    && status["quarantine"]["until_height"].is_u64()
+                    && status["quarantine"].is_object()
             }))
         })
         .await?;
+    ensure!(
+        status["quarantine"]["until_height"].is_null(),
+        "no block is younger than the restore, and the quarantine is measured: {status}"
+    );
+    let status = begin_quarantine(network).await?;
     story.done(format!(
         "it has caught up with batch 1 from its peers; its quarantine lasts until height {}",
         status["quarantine"]["until_height"]
@@ -83,6 +89,28 @@ pub(super) async fn restore(network: &mut LocalNetwork, story: &Story) -> anyhow
         "{surplus} others are stopped, so that its share is needed"
     ));
     Ok(())
+}
+
+/// The first block that is younger than the loss comes, and the quarantine counts from there.
+pub(super) async fn begin_quarantine(network: &mut LocalNetwork) -> anyhow::Result<Value> {
+    // The time in a block is in whole seconds, and the loss is on disk by now.
+    let lost_s = now_s();
+    let mut is_mined = false;
+    network
+        .wait_for("a quarantine that is measured", STEP, async |network| {
+            if !is_mined && now_s() > lost_s {
+                network.bitcoind.mine(1).await?;
+                is_mined = true;
+            }
+            let status = lost(network)?.ask(&["status"]).await?;
+            let is_measured = status["quarantine"]["until_height"].is_u64();
+            Ok(is_measured.then_some(status))
+        })
+        .await
+}
+
+fn now_s() -> u64 {
+    now_ms() / 1_000
 }
 
 /// The second batch is proposed, and the restored operator refuses it as long as no block comes.
