@@ -7,20 +7,27 @@
 //!                                            sign request --S7--> Promise, then Share (round 2)
 //! ```
 
+mod grant;
+mod promise;
+mod quarantine;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::OutPoint;
 use ledger::SequenceNumber;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    batch::{BodyHash, Candidate},
+    batch::BodyHash,
     epoch::EpochClaim,
     hash,
     identity::PeerKey,
     message::{Refusal, Rule, SessionId, Subject},
     transaction::Treasury,
 };
+
+pub use grant::{Grant, Signable};
+pub use promise::{Promise, judge};
+pub use quarantine::Quarantine;
 
 /// Sessions held at once; the oldest of the coordinator that has most gives way.
 pub const MAX_SESSIONS: usize = 16;
@@ -33,45 +40,6 @@ pub const RECEIPT_WAIT_MS: u64 = 2_000;
 pub const MAX_ANSWERS: u32 = 256;
 /// The highest number of an attempt: far more than any session comes to.
 pub const MAX_ATTEMPT: u32 = 1 << 20;
-
-/// What this operator has put its name to, stored before its share leaves (S7, S11).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Promise {
-    /// The batch's sequence number.
-    pub sequence: SequenceNumber,
-    /// The treasury that it spends.
-    pub parent: OutPoint,
-    /// The body.
-    pub body: BodyHash,
-    /// Highest fee signed for this body.
-    pub fee: Amount,
-    /// The transaction with that fee.
-    pub txid: Txid,
-    /// Height of this operator's chain when it first signed this body.
-    pub height: u32,
-}
-
-/// What an operator waits for that holds a share without the promises that were made with it, because it was
-/// restored from a backup or repaired (S7). It may have signed a batch that it knows nothing of, so it signs none that
-/// could compete with that one. Its genesis promise is lost too; there the other n - 1 stand for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Quarantine {
-    /// The chain has not been followed to a tip that is younger than the loss: what may have been promised is not
-    /// known yet. A node that has lost its connections believes that an old tip is the latest.
-    Syncing {
-        /// When the loss was noticed, in Unix ms.
-        lost_ms: u64,
-    },
-    /// A promise may exist for the batch after this one, made at this height at the latest.
-    Since {
-        /// Sequence number of the latest batch at the tip.
-        sequence: SequenceNumber,
-        /// Its treasury.
-        treasury: OutPoint,
-        /// The tip's height.
-        height: u32,
-    },
-}
 
 /// Where a session is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,43 +186,6 @@ pub enum Effect {
     PromiseAndSign(Grant),
 }
 
-/// Leave to make the shares of one attempt, once its promise is on disk. Made by [`State::step`] alone, for an accepted
-/// session (its data is stored and passed on, S8) and to which neither S7 nor S14 objects.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Grant {
-    session: SessionId,
-    attempt: u32,
-    promise: Signable,
-}
-
-impl Grant {
-    /// The session.
-    pub fn session(&self) -> SessionId {
-        self.session
-    }
-
-    /// The attempt.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// To write first: a batch's promise, or the genesis outpoint. A share of a new epoch is on disk already.
-    pub fn promise(&self) -> &Signable {
-        &self.promise
-    }
-}
-
-/// What is written before a share leaves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Signable {
-    /// For a batch.
-    Batch(Promise),
-    /// For the genesis certificate.
-    Genesis(OutPoint),
-    /// For the certificate of an epoch.
-    Epoch(EpochClaim),
-}
-
 impl State {
     /// The session of that id.
     pub fn session(&self, id: &SessionId) -> Option<&Session> {
@@ -386,70 +317,11 @@ impl State {
         });
     }
 
-    /// From here on the quarantine can be measured, if this tip is later than everything that was lost: what was
-    /// promised before the loss was promised on this treasury or on an earlier one, at this height or below.
-    fn caught_up(&mut self, tip_time: u64) -> Vec<Effect> {
-        let (Some(Quarantine::Syncing { lost_ms }), Some(head)) = (self.quarantine, self.head)
-        else {
-            return Vec::new();
-        };
-        if tip_time.saturating_mul(1_000) <= lost_ms {
-            return Vec::new();
-        }
-        let began = Quarantine::Since {
-            sequence: head.commitment.sequence,
-            treasury: head.outpoint,
-            height: self.height,
-        };
-        self.quarantine = Some(began);
-        vec![Effect::Quarantined(began)]
-    }
-
-    /// The quarantine, while it keeps the next batch from being signed.
-    pub fn quarantined(&self) -> Option<Quarantine> {
-        self.quarantine.filter(|quarantine| match quarantine {
-            Quarantine::Syncing { .. } => true,
-            Quarantine::Since {
-                sequence, height, ..
-            } => {
-                let spent = self
-                    .head
-                    .is_some_and(|head| head.commitment.sequence > *sequence);
-                !spent && self.height < height.saturating_add(self.replacement_delay)
-            }
-        })
-    }
-
     /// What was signed for a sequence number and treasury, unless it can't be confirmed any more (S7).
     pub fn binding(&self, sequence: SequenceNumber, parent: OutPoint) -> Option<&Promise> {
         self.promises
             .get(&(sequence, parent))
             .filter(|promise| self.lost != Some(promise.body))
-    }
-
-    fn check_quarantine(&self) -> Result<(), Refusal> {
-        let why = "this operator was restored or repaired, and may have signed a batch that it does not know";
-        match self.quarantined() {
-            None => Ok(()),
-            Some(Quarantine::Syncing { .. }) => Err(Refusal::new(
-                Rule::S7,
-                format!(
-                    "{why}; it signs nothing before it has followed the chain to a block that is younger than that"
-                ),
-            )),
-            Some(Quarantine::Since {
-                treasury, height, ..
-            }) => {
-                let end = height.saturating_add(self.replacement_delay);
-                Err(Refusal::new(
-                    Rule::S7,
-                    format!(
-                        "{why}; it spends {treasury} from height {end} on, in {} blocks, or goes on when another has",
-                        end.saturating_sub(self.height)
-                    ),
-                ))
-            }
-        }
     }
 
     fn next_sequence(&self) -> Option<SequenceNumber> {
@@ -713,60 +585,4 @@ impl State {
             promise,
         })]
     }
-}
-
-/// S7: may this candidate be signed after that promise? Gives the promise to store.
-///
-/// # Errors
-/// A [`Refusal`] under [`Rule::S7`].
-pub fn judge(
-    promise: Option<&Promise>,
-    candidate: &Candidate,
-    height: u32,
-    replacement_delay: u32,
-) -> Result<Promise, Refusal> {
-    let fresh = Promise {
-        sequence: candidate.sequence,
-        parent: candidate.parent,
-        body: candidate.body,
-        fee: candidate.fee,
-        txid: candidate.txid,
-        height,
-    };
-    let Some(promise) = promise else {
-        return Ok(fresh);
-    };
-    // A promise for another treasury can no longer confirm: its input is not the chain's treasury.
-    if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
-        return Ok(fresh);
-    }
-    // The very same transaction, whoever proved its body: proofs are random, what is spent and paid is not.
-    if candidate.txid == promise.txid {
-        return Ok(promise.clone());
-    }
-    if promise.body == candidate.body {
-        if candidate.fee > promise.fee {
-            return Ok(Promise {
-                height: promise.height,
-                ..fresh
-            });
-        }
-        return Err(Refusal::new(
-            Rule::S7,
-            format!(
-                "this batch was signed with a fee of {}; a replacement must pay more than that",
-                promise.fee
-            ),
-        ));
-    }
-    if height.saturating_sub(promise.height) >= replacement_delay {
-        return Ok(fresh);
-    }
-    Err(Refusal::new(
-        Rule::S7,
-        format!(
-            "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
-            promise.body, promise.sequence.0, promise.height
-        ),
-    ))
 }

@@ -1,0 +1,83 @@
+//! What this operator has put its name to, and which other candidates that excludes (S7).
+
+use bitcoin::{Amount, OutPoint, Txid};
+use ledger::SequenceNumber;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::{BodyHash, Candidate},
+    message::{Refusal, Rule},
+};
+
+/// What this operator has put its name to, stored before its share leaves (S7, S11).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// The batch's sequence number.
+    pub sequence: SequenceNumber,
+    /// The treasury that it spends.
+    pub parent: OutPoint,
+    /// The body.
+    pub body: BodyHash,
+    /// Highest fee signed for this body.
+    pub fee: Amount,
+    /// The transaction with that fee.
+    pub txid: Txid,
+    /// Height of this operator's chain when it first signed this body.
+    pub height: u32,
+}
+
+/// S7: may this candidate be signed after that promise? Gives the promise to store.
+///
+/// # Errors
+/// A [`Refusal`] under [`Rule::S7`].
+pub fn judge(
+    promise: Option<&Promise>,
+    candidate: &Candidate,
+    height: u32,
+    replacement_delay: u32,
+) -> Result<Promise, Refusal> {
+    let fresh = Promise {
+        sequence: candidate.sequence,
+        parent: candidate.parent,
+        body: candidate.body,
+        fee: candidate.fee,
+        txid: candidate.txid,
+        height,
+    };
+    let Some(promise) = promise else {
+        return Ok(fresh);
+    };
+    // A promise for another treasury can no longer confirm: its input is not the chain's treasury.
+    if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
+        return Ok(fresh);
+    }
+    // The very same transaction, whoever proved its body: proofs are random, what is spent and paid is not.
+    if candidate.txid == promise.txid {
+        return Ok(promise.clone());
+    }
+    if promise.body == candidate.body {
+        if candidate.fee > promise.fee {
+            return Ok(Promise {
+                height: promise.height,
+                ..fresh
+            });
+        }
+        return Err(Refusal::new(
+            Rule::S7,
+            format!(
+                "this batch was signed with a fee of {}; a replacement must pay more than that",
+                promise.fee
+            ),
+        ));
+    }
+    if height.saturating_sub(promise.height) >= replacement_delay {
+        return Ok(fresh);
+    }
+    Err(Refusal::new(
+        Rule::S7,
+        format!(
+            "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
+            promise.body, promise.sequence.0, promise.height
+        ),
+    ))
+}
