@@ -5,7 +5,10 @@
 )]
 
 pub mod bitcoind;
+pub mod hosts;
 pub mod liar;
+pub mod line;
+pub mod namespaces;
 pub mod network;
 pub mod report;
 pub mod saboteur;

@@ -1,10 +1,12 @@
 //! `drawbridge-testnet`: a local network of processes, and a scenario on it. Started by `testnet/run.sh`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use testnet::{
+    hosts::{self, Hosts, Kind},
+    line::Quality,
     network::{LocalNetwork, Size, proof_keys},
     scenario::{
         self, Scenario, Story,
@@ -35,6 +37,17 @@ struct Arguments {
     /// Withdrawals in the batch of scenario big-batch.
     #[arg(long, default_value_t = 500)]
     withdrawals: usize,
+    /// Where the nodes live. Namespaces: each on a host of its own (needs root, iproute2 and /dev/net/tun; elsewhere
+    /// relays delay the connections instead). The first batch is signed with delay and loss, the rest without, and the
+    /// round trips are counted.
+    #[arg(long, value_enum, default_value_t = Kind::Loopback)]
+    hosts: Kind,
+    /// One-way delay between hosts.
+    #[arg(long, default_value = "100ms", value_parser = milliseconds)]
+    delay: Duration,
+    /// Packets lost between hosts.
+    #[arg(long, default_value = "1%", value_parser = percent)]
+    loss: f64,
     /// Write a report in JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -49,6 +62,22 @@ impl Arguments {
             deposits: self.deposits,
             withdrawals: self.withdrawals,
         }
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix("ms").unwrap_or(text);
+    let number = number.parse().map_err(|_| "write it as 100ms".to_owned())?;
+    Ok(Duration::from_millis(number))
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    let number = number.parse().map_err(|_| "write it as 1%".to_owned())?;
+    if (0.0..100.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err("from 0% to below 100%".to_owned())
     }
 }
 
@@ -79,7 +108,17 @@ async fn main() -> anyhow::Result<()> {
         Scenario::BigBatch => arguments.numbers().extras(),
         scenario => scenario.extras(),
     };
-    let mut network = LocalNetwork::start_with(&dir, size, &keys, extras).await?;
+    let count = size
+        .operators
+        .saturating_add(extras.coordinators)
+        .saturating_add(1);
+    let quality = Quality {
+        delay: arguments.delay,
+        loss_percent: arguments.loss,
+    };
+    let hosts = Hosts::new(arguments.hosts, count, quality)?;
+    story.done(hosts.description.clone());
+    let mut network = LocalNetwork::start_on(hosts, &dir, size, &keys, extras).await?;
     story.done(format!(
         "bitcoind, 1 coordinator and {} operators run; logs in {}",
         size.operators,
@@ -122,6 +161,12 @@ async fn play(
     };
     story.end();
     println!("{}", report.table());
+    if network.hosts.are_apart() {
+        println!(
+            "{}",
+            hosts::round_trips(&report, &network.hosts, arguments.delay)
+        );
+    }
     let url = network.client.url().as_str().trim_end_matches('/');
     println!(
         "  REST API      {url}/v1/status\n  API pages     {url}/docs\n  metrics       {url}/metrics"

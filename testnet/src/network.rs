@@ -3,7 +3,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
@@ -22,7 +21,12 @@ use protocol::{
 use tokio::process::{Child, Command};
 use wallet::Client;
 
-use crate::{bitcoind::Bitcoind, liar::settings::Caps, saboteur::Fault};
+use crate::{
+    bitcoind::{Bitcoind, BitcoindOptions},
+    hosts::{Hosts, Place, free_port},
+    liar::settings::Caps,
+    saboteur::Fault,
+};
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
@@ -215,11 +219,8 @@ pub struct LocalNetwork {
     pub dir: PathBuf,
     /// The agreed parameters.
     pub parameters: Parameters,
-}
-
-/// A loopback port that is free now.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    /// Where the nodes live.
+    pub hosts: Hosts,
 }
 
 /// The binary of that name in the folder of this program, where the nodes' binaries are too.
@@ -281,6 +282,20 @@ impl LocalNetwork {
         keys: &Path,
         extras: Extras,
     ) -> anyhow::Result<Self> {
+        Self::start_on(Hosts::default(), dir, size, keys, extras).await
+    }
+
+    /// As [`Self::start_with`], on these hosts: one for each operator, then one for each coordinator.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start_on(
+        hosts: Hosts,
+        dir: &Path,
+        size: Size,
+        keys: &Path,
+        extras: Extras,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
         ensure!(
             fs::read_dir(dir)?.next().is_none(),
@@ -288,8 +303,15 @@ impl LocalNetwork {
             dir.display()
         );
         let dir = dir.canonicalize()?;
-        let bitcoind = Bitcoind::start(dir.join("bitcoind")).await?;
-        let mut network = Self::lay_out(&dir, size, keys, extras, bitcoind)?;
+        let mut options = BitcoindOptions::default();
+        if let Some(outside) = hosts.outside() {
+            options.extra_args = vec![
+                format!("-rpcbind={outside}"),
+                format!("-rpcallowip={outside}/24"),
+            ];
+        }
+        let bitcoind = Bitcoind::start_with(dir.join("bitcoind"), options).await?;
+        let mut network = Self::lay_out(hosts, &dir, size, keys, extras, bitcoind)?;
         network.bitcoind.mine(101).await?;
         for node in network
             .operators
@@ -302,6 +324,7 @@ impl LocalNetwork {
     }
 
     fn lay_out(
+        mut hosts: Hosts,
         dir: &Path,
         size: Size,
         keys: &Path,
@@ -316,13 +339,18 @@ impl LocalNetwork {
         let logs = dir.join("logs");
         fs::create_dir_all(&logs)?;
         let mut operators = Vec::new();
+        let mut places = Vec::new();
         for number in 1..=size.operators {
-            operators.push(member(dir, &format!("operator-{number}"))?);
+            let place = hosts.place(places.len())?;
+            operators.push(member(dir, &format!("operator-{number}"), &place)?);
+            places.push(place);
         }
-        let coordinator = member(dir, "coordinator-1")?;
+        let coordinator_place = hosts.place(places.len())?;
+        let coordinator = member(dir, "coordinator-1", &coordinator_place)?;
         let mut coordinators = vec![coordinator.clone()];
         for number in 2..=extras.coordinators.saturating_add(1) {
-            coordinators.push(member(dir, &format!("coordinator-{number}"))?);
+            let place = hosts.place(size.operators.saturating_add(number).saturating_sub(1))?;
+            coordinators.push(member(dir, &format!("coordinator-{number}"), &place)?);
         }
         let roster = Roster {
             threshold: size.threshold,
@@ -333,32 +361,38 @@ impl LocalNetwork {
         roster.validate()?;
         fs::write(dir.join("roster.toml"), toml::to_string(&roster)?)?;
         fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
-        let node = |member: &Member, program: &str, pages: &str| -> anyhow::Result<Node> {
-            Ok(Node {
-                name: member.name.clone(),
-                pages: format!("http://{pages}"),
-                binary: binary(program)?,
-                fault: None,
-                settings: dir.join(&member.name).join("settings.toml"),
-                log: logs.join(format!("{}.log", member.name)),
-                child: None,
-            })
-        };
-        let rpc = bitcoind.settings();
-        let mut operator_nodes = Vec::new();
-        for member in &operators {
-            let pages = write_operator(dir, member, keys, &rpc, extras.caps())?;
-            operator_nodes.push(node(member, "drawbridge-operator", &pages)?);
+        let node =
+            |member: &Member, program: &str, pages: &str, place: &Place| -> anyhow::Result<Node> {
+                Ok(Node {
+                    name: member.name.clone(),
+                    pages: format!("http://{pages}"),
+                    binary: place.program(&dir.join(&member.name), binary(program)?)?,
+                    fault: None,
+                    settings: dir.join(&member.name).join("settings.toml"),
+                    log: logs.join(format!("{}.log", member.name)),
+                    child: None,
+                })
+            };
+        let mut rpc = bitcoind.settings();
+        if let Some(outside) = hosts.outside() {
+            rpc.url = rpc.url.replace("127.0.0.1", &outside.to_string());
         }
-        let http = format!("127.0.0.1:{}", free_port()?);
-        write_coordinator(dir, &coordinator, keys, &rpc, &http, extras)?;
+        let mut operator_nodes = Vec::new();
+        for (member, place) in operators.iter().zip(&places) {
+            let pages = write_operator(dir, member, place, keys, &rpc, extras.caps())?;
+            operator_nodes.push(node(member, "drawbridge-operator", &pages, place)?);
+        }
+        let place = coordinator_place;
+        let http = place.http.clone();
+        write_coordinator(dir, &coordinator, &place, keys, &rpc, extras)?;
         Ok(Self {
             operators: operator_nodes,
-            coordinator: node(&coordinator, "drawbridge-coordinator", &http)?,
+            coordinator: node(&coordinator, "drawbridge-coordinator", &http, &place)?,
             client: Client::new(&format!("http://{http}"))?,
             bitcoind,
             dir: dir.to_owned(),
             parameters,
+            hosts,
         })
     }
 
@@ -426,7 +460,7 @@ impl LocalNetwork {
     }
 }
 
-fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
+fn member(dir: &Path, name: &str, place: &Place) -> anyhow::Result<Member> {
     let folder = dir.join(name);
     files::create_private_folder(&folder.join("data"))?;
     let identity = files::create_identity(&folder.join("data/identity"))?;
@@ -434,7 +468,7 @@ fn member(dir: &Path, name: &str) -> anyhow::Result<Member> {
         name: name.to_owned(),
         key: identity.public(),
         founding_key: None,
-        addresses: vec![format!("/ip4/127.0.0.1/tcp/{}", free_port()?)],
+        addresses: vec![place.address.clone()],
     })
 }
 
@@ -461,6 +495,7 @@ fn policy_with(caps: Caps, withdrawals: &str) -> String {
 fn write_operator(
     dir: &Path,
     member: &Member,
+    place: &Place,
     keys: &Path,
     rpc: &RpcSettings,
     caps: Caps,
@@ -484,7 +519,7 @@ fn write_operator(
         "verifying_key".into(),
         path_value(&keys.join(VERIFYING_KEY_FILE)),
     );
-    settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
+    settings.insert("listen".into(), toml::Value::try_from([&place.listen])?);
     let pages = format!("127.0.0.1:{}", free_port()?);
     settings.insert("status_listen".into(), pages.clone().into());
     settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
@@ -495,9 +530,9 @@ fn write_operator(
 fn write_coordinator(
     dir: &Path,
     member: &Member,
+    place: &Place,
     keys: &Path,
     rpc: &RpcSettings,
-    http: &str,
     extras: Extras,
 ) -> anyhow::Result<()> {
     ensure!(
@@ -527,8 +562,8 @@ fn write_coordinator(
         settings.insert("requests_per_second".into(), 2_000.into());
     }
     settings.insert("keys".into(), path_value(keys));
-    settings.insert("listen".into(), toml::Value::try_from(&member.addresses)?);
-    settings.insert("http".into(), http.into());
+    settings.insert("listen".into(), toml::Value::try_from([&place.listen])?);
+    settings.insert("http".into(), place.http.clone().into());
     settings.insert("bitcoind".into(), toml::Value::try_from(rpc)?);
     fs::write(
         dir.join(&member.name).join("settings.toml"),

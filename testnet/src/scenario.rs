@@ -314,6 +314,10 @@ pub async fn play(
     during_first_batch(network, scenario, story).await?;
     until_deposits(network, &first, RequestStatus::Confirmed, story).await?;
     story.done("three deposits credited in one batch");
+    if network.hosts.are_apart() {
+        network.hosts.bring_together();
+        story.done("from here on without delay and loss, to tell what is computing");
+    }
     between_batches(network, scenario, story).await?;
     let plot = match scenario {
         Scenario::DoubleSpentDeposit => Some(double_spent_deposit::deposit(network, story).await?),

@@ -2,7 +2,11 @@
 //! The binaries must be built (`test.sh` does it).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::time::Duration;
+
 use testnet::{
+    hosts::{Hosts, Kind, round_trips, signing_ms},
+    line::Quality,
     network::{Extras, LocalNetwork, Size, proof_keys},
     report::Report,
     scenario::{self, Scenario, Story, big_batch},
@@ -187,4 +191,46 @@ async fn an_unknown_spend_of_the_treasury_stops_all_for_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_with_an_empty_disk_rebuilds_everything_and_no_request_is_lost() {
     play(Scenario::TotalLoss, SMALL).await;
+}
+
+/// Network namespaces need root; without them this says so and checks the relays.
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stderr, reason = "why it checks less")]
+async fn nodes_far_apart_sign_in_a_few_round_trips_although_packets_are_lost() {
+    let quality = Quality {
+        delay: Duration::from_millis(100),
+        loss_percent: 1.0,
+    };
+    let hosts = Hosts::new(Kind::Namespaces, SMALL.operators + 1, quality).unwrap();
+    eprintln!("{}", hosts.description);
+    let dir = tempfile::tempdir().unwrap();
+    let keys = tokio::task::spawn_blocking(|| proof_keys(|_| {}).unwrap())
+        .await
+        .unwrap();
+    let story = Story::default();
+    let mut network = LocalNetwork::start_on(
+        hosts,
+        &dir.path().join("net"),
+        SMALL,
+        &keys,
+        Scenario::Basic.extras(),
+    )
+    .await
+    .unwrap();
+    scenario::found(&mut network, &story).await.unwrap();
+    let report = scenario::play(&mut network, Scenario::Basic, &story)
+        .await
+        .unwrap();
+    // Two rounds cannot be done in less time than light needs for them: the delay was there.
+    let (apart, _) = signing_ms(&report).unwrap();
+    assert!(apart >= 400, "{apart} ms");
+    if let Some((carried, lost)) = network.hosts.packets() {
+        assert!(carried > 0 && lost > 0, "{carried} carried, {lost} lost");
+    }
+    eprintln!("{}", round_trips(&report, &network.hosts, quality.delay));
+    let stubborn = network.stop().await;
+    assert!(
+        stubborn.is_empty(),
+        "did not stop by themselves: {stubborn:?}"
+    );
 }
