@@ -6,6 +6,7 @@ use libp2p::{
     Swarm,
     allow_block_list::{self, AllowedPeers},
     connection_limits::{self, ConnectionLimits},
+    core::upgrade::Version,
     gossipsub::{
         self, IdentityTransform, MessageAuthenticity, MessageId, ValidationMode,
         WhitelistSubscriptionFilter,
@@ -71,7 +72,10 @@ pub(crate) fn swarm(
     let patience = heartbeat.saturating_mul(MISSED_HEARTBEATS.saturating_add(1));
     let transport = transport(&key, patience)?;
     let behaviour = behaviour(&key, roster, names)?;
-    let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+    let config = swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE_TIMEOUT)
+        // A question goes out with the name of its protocol, not after an answer about that: one round trip less.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy);
     let id = key.public().to_peer_id();
     Ok(Swarm::new(transport, behaviour, id, config))
 }
