@@ -2,6 +2,7 @@
 //! does during the first and between the two. Each scenario has a file of its own under `scenario/`.
 
 pub mod big_batch;
+mod bitcoind_down;
 mod deep_reorg;
 mod double_spent_deposit;
 mod faulty;
@@ -81,6 +82,8 @@ pub enum Scenario {
     /// The basic scenario, with the coordinator's disk lost while requests wait, and rebuilt from the operators and the
     /// chain.
     TotalLoss,
+    /// The basic scenario, with bitcoind stopped for a while in the middle of the first batch.
+    BitcoindDown,
 }
 
 impl Scenario {
@@ -107,6 +110,7 @@ impl Scenario {
             Self::BigBatch => "big-batch",
             Self::DeepReorg => "deep-reorg",
             Self::UnknownSpend => "unknown-spend",
+            Self::BitcoindDown => "bitcoind-down",
         }
     }
 
@@ -430,6 +434,7 @@ async fn during_first_batch(
     match scenario {
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
+        Scenario::BitcoindDown => bitcoind_down::for_a_while(network, story).await,
         Scenario::Reorg => reorg::deposits_and_batch(network, story).await,
         Scenario::MempoolEviction => mempool_eviction::twice(network, story).await,
         Scenario::BadShares => faulty::see_blame(network, story).await,

@@ -193,6 +193,11 @@ async fn a_coordinator_with_an_empty_disk_rebuilds_everything_and_no_request_is_
     play(Scenario::TotalLoss, SMALL).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bitcoind_that_is_away_for_a_while_is_waited_for() {
+    play(Scenario::BitcoindDown, SMALL).await;
+}
+
 /// Network namespaces need root; without them this says so and checks the relays.
 #[tokio::test(flavor = "multi_thread")]
 #[allow(clippy::print_stderr, reason = "why it checks less")]
