@@ -362,11 +362,15 @@ mod tests {
             if kind.to == Who::Operators {
                 continue;
             }
+            let from = match kind.by {
+                Who::Coordinators => COORDINATOR,
+                Who::Anyone | Who::Operators => OPERATOR,
+            };
             let mut bytes = vec![0; 2 + kind.max_bytes];
             bytes[..2].copy_from_slice(&[MESSAGE_VERSION, u8::try_from(tag).unwrap()]);
-            coordinator.ask(&OPERATOR, &bytes).unwrap();
+            coordinator.ask(&from, &bytes).unwrap();
             bytes.push(0);
-            let error = coordinator.ask(&OPERATOR, &bytes).unwrap_err();
+            let error = coordinator.ask(&from, &bytes).unwrap_err();
             assert!(matches!(error, AdmissionError::Length { .. }), "{error}");
         }
         assert!(coordinator.ask(&OPERATOR, &[MESSAGE_VERSION, 99]).is_err());
