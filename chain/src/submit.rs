@@ -43,6 +43,17 @@ pub enum Submission {
 }
 
 impl Submission {
+    /// Whether the node says that the transaction's witnesses are wrong, which no waiting mends.
+    #[must_use]
+    pub fn is_unsigned(&self) -> bool {
+        match self {
+            Self::Rejected { code, reason } => {
+                *code == code::DESERIALIZATION_ERROR || reason.contains("script-verify-flag")
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the transaction is in the mempool or in the chain.
     #[must_use]
     pub fn is_held(&self) -> bool {

@@ -30,6 +30,8 @@ const MAX_DEPOSITS: usize = 1_000;
 /// # Errors
 /// [`StageError`]; it is looked again.
 pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
+    // The chain may not move until this is written.
+    let _writing = pipeline.writing.clone().lock_owned().await;
     let depth = pipeline.vault.parameters().deposit_confirmations;
     let (next, lost) = {
         let history = pipeline
@@ -46,8 +48,6 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
         return Ok(());
     }
     let lost: HashMap<Txid, Lost> = lost.into_iter().collect();
-    // The chain may move while this is written.
-    let _writing = pipeline.writing.clone().lock_owned().await;
     let mut changes = Changes::new();
     let rows: Vec<(u64, BatchRecord)> = pipeline
         .store

@@ -41,6 +41,8 @@ use crate::{
 
 /// How often operators and chain are asked.
 const POLL: Duration = Duration::from_millis(500);
+/// Between two questions to all whether they know a genesis, while one is being made.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What genesis needs.
 pub struct Founding<'a> {
@@ -91,6 +93,15 @@ impl Founding<'_> {
             return Ok(Some(vault));
         }
         tracing::info!(%address, "key generation is finished; fund the vault to create its genesis");
+        tokio::select! {
+            founded = self.found(key.clone()) => founded,
+            // This coordinator may have lost its disk, and nobody who knows was there a moment ago.
+            known = self.until_known(&key) => known.map(Some),
+        }
+    }
+
+    /// From the payment to the certificate.
+    async fn found(&self, key: VaultKey) -> Result<Option<Vault>, StageError> {
         let Some((outpoint, amount)) = self.funding(&key).await? else {
             return Ok(None);
         };
@@ -113,6 +124,15 @@ impl Founding<'_> {
         Ok(Some(vault))
     }
 
+    async fn until_known(&self, key: &VaultKey) -> Result<Vault, StageError> {
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            if let Some(vault) = self.founded_before(key).await? {
+                return Ok(vault);
+            }
+        }
+    }
+
     /// The vault as other nodes know it: this coordinator has lost its disk, or is new. All n operators have signed the
     /// certificate; the height of the genesis is what this node's own chain says.
     async fn founded_before(&self, key: &VaultKey) -> Result<Option<Vault>, StageError> {
@@ -128,12 +148,19 @@ impl Founding<'_> {
                 }
             };
             let Some(height) = height else { continue };
-            if !self
+            match self
                 .is_in_block(vault.genesis_output().outpoint, height)
-                .await?
+                .await
             {
-                tracing::warn!(%peer, height, "the genesis is not in the block that a node names");
-                continue;
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!(%peer, height, "the genesis is not in the block that a node names");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%peer, height, %error, "the block that a node names for the genesis can't be read");
+                    continue;
+                }
             }
             rebuild::save(self.store, &found, height)?;
             tracing::info!(%peer, height, "the genesis certificate came from another node");

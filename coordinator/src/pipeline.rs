@@ -35,7 +35,7 @@ use crate::{
     epoch::Epochs,
     gossip::Sessions,
     live::{Live, SharedHistory},
-    queue::{self, enqueue},
+    queue,
     records::{BATCHES, BatchRecord, LEFT_OUT},
     refusals::LeftOut,
     settings::Settings,
@@ -322,7 +322,7 @@ impl Pipeline {
                 tries = progress.tries;
             })?;
             match out {
-                None => enqueue(&self.store, changes, id, tries, *request)?,
+                None => queue::enqueue_or_wait(&self.store, changes, id, tries, *request)?,
                 Some(out) => {
                     let until = queue::comes_back_ms(now, tries);
                     tracing::info!(sequence, operation = %id, reason = out.reason, "left out");

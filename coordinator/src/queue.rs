@@ -197,6 +197,26 @@ pub fn enqueue(
         .push(changes, &(id.0, tries), &request)
 }
 
+/// As [`enqueue`]; without room the request waits beside the queue until there is. Giving a batch up must not fail.
+///
+/// # Errors
+/// A damaged database.
+pub fn enqueue_or_wait(
+    store: &Store,
+    changes: &mut Changes,
+    id: OperationId,
+    tries: u32,
+    request: Request,
+) -> Result<(), PushError> {
+    match enqueue(store, changes, id, tries, request) {
+        Err(PushError::QueueFull { .. }) => {
+            changes.put(&LEFT_OUT, &(now_ms(), id.0), &request);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 /// When a request that was left out after so many tries is tried again. Those that have waited about as long come back
 /// together: a batch that is refused once more costs a round of proofs, however many it tries.
 pub fn comes_back_ms(now: u64, tries: u32) -> u64 {

@@ -7,10 +7,14 @@
 //!                                                                   --> records of batches --> waiting operations
 //! ```
 
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use bitcoin::Amount;
-use ledger::{Operation, SequenceNumber};
+use ledger::{Operation, OperationId, SequenceNumber};
 use node::{
     certificate,
     clock::now_ms,
@@ -27,13 +31,17 @@ use protocol::{
     vault::{GenesisCertificate, Vault},
 };
 use storage::{Changes, ReadError};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     live::Reader,
     pipeline::{StageError, commit},
-    queue::{self, AcceptError, enqueue},
+    queue::{self, AcceptError},
     records::{
         BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, OPERATIONS, OperationRecord,
         Progress, Request, TERMS, TOP_UPS,
@@ -46,6 +54,8 @@ const POLL: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(5);
 /// Pages taken from one node: more than its bounds fill.
 const MAX_PAGES: usize = 1_000;
+/// Pages that wait to be taken.
+const PAGES_WAITING: usize = 4;
 /// Batches recorded in one write.
 const MAX_RECORDED: usize = 64;
 /// Operations of other nodes that wait for the ledger to be current.
@@ -70,6 +80,13 @@ pub async fn certificate(
     }
 }
 
+/// What a node that is asked for its requests has to say.
+enum Listed {
+    Page(PeerKey, Vec<UserRequest>),
+    /// It has listed everything, or has failed to.
+    End(PeerKey, bool),
+}
+
 /// Fetches what the other nodes keep of users' requests. Terms are stored and watched; the signed operations are given
 /// back, for when the ledger is there to judge them. Waits until t operators have listed theirs, unless `is_patient` is
 /// not set: then only as long as the slower ones are waited for.
@@ -81,46 +98,42 @@ pub async fn fetch_requests(
     is_patient: bool,
     stop: &CancellationToken,
 ) -> Vec<Operation> {
-    let mut operations = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut fetched = Fetched {
+        most: MAX_WAITING
+            .checked_div(roster.members().count())
+            .unwrap_or(0),
+        ..Fetched::default()
+    };
+    let mut asked = BTreeSet::new();
     let mut listed = BTreeSet::new();
+    // Aborted when this ends: a slow node keeps nobody.
+    let mut listing = JoinSet::new();
+    let (pages, mut heard) = mpsc::channel(PAGES_WAITING);
     let mut until = (!is_patient).then(|| Instant::now() + GRACE);
     while !stop.is_cancelled() && until.is_none_or(|until| Instant::now() < until) {
         for peer in network.connected() {
-            if listed.contains(&peer) {
-                continue;
-            }
-            let Some(requests) = list(network, peer).await else {
-                continue;
-            };
-            listed.insert(peer);
-            tracing::info!(%peer, requests = requests.len(), "fetched the requests that a node keeps");
-            for request in requests {
-                let Some(name) = request.name().filter(|name| seen.insert(*name)) else {
-                    continue;
-                };
-                match request {
-                    UserRequest::Terms(terms) => {
-                        let Ok(address) = request::check_terms(&terms, vault)
-                            .and_then(|_| Ok(terms.address(&vault.group_key())?))
-                        else {
-                            // The next node may have the right ones under this name: they are their hash.
-                            seen.remove(&name);
-                            continue;
-                        };
-                        if let Err(error) = reader.shown.keep(&address) {
-                            tracing::error!(%error, "fetched terms are not kept");
-                        }
-                    }
-                    UserRequest::Signed(operation) if operations.len() < MAX_WAITING => {
-                        // Judged later; another node may keep another one with this nonce.
-                        seen.remove(&name);
-                        operations.push(operation);
-                    }
-                    UserRequest::Signed(_) => {}
-                }
+            if asked.insert(peer) {
+                listing.spawn(list(network.clone(), peer, pages.clone()));
             }
         }
+        tokio::select! {
+            Some(said) = heard.recv() => match said {
+                Listed::Page(peer, page) => {
+                    tokio::task::block_in_place(|| fetched.take(peer, page, reader, vault));
+                }
+                Listed::End(peer, true) => {
+                    tracing::info!(%peer, "fetched the requests that a node keeps");
+                    listed.insert(peer);
+                }
+                Listed::End(peer, false) => {
+                    asked.remove(&peer);
+                    tokio::time::sleep(POLL).await;
+                }
+            },
+            () = tokio::time::sleep(POLL) => {}
+            () = stop.cancelled() => {}
+        }
+        while listing.try_join_next().is_some() {}
         let operators = roster
             .operators
             .iter()
@@ -132,32 +145,72 @@ pub async fn fetch_requests(
         if operators >= usize::from(roster.threshold) {
             until.get_or_insert_with(|| Instant::now() + GRACE);
         }
-        tokio::time::sleep(POLL).await;
     }
-    operations
+    fetched.operations.into_values().collect()
 }
 
-/// Everything that a node keeps.
-async fn list(network: &Network, peer: PeerKey) -> Option<Vec<UserRequest>> {
+/// What has come so far.
+#[derive(Default)]
+struct Fetched {
+    /// Judged once the ledger is there.
+    operations: BTreeMap<OperationId, Operation>,
+    /// Operations taken from each node.
+    taken: BTreeMap<PeerKey, usize>,
+    /// Most that are taken from one node: it can't crowd out what the others keep.
+    most: usize,
+}
+
+impl Fetched {
+    fn take(&mut self, peer: PeerKey, page: Vec<UserRequest>, reader: &Reader, vault: &Vault) {
+        for request in page {
+            match request {
+                UserRequest::Terms(terms) => {
+                    let address = request::check_terms(&terms, vault)
+                        .and_then(|_| Ok(terms.address(&vault.group_key())?));
+                    if let Ok(address) = address
+                        && let Err(error) = reader.shown.keep(&address)
+                    {
+                        tracing::error!(%error, "fetched terms are not kept");
+                    }
+                }
+                UserRequest::Signed(operation) => {
+                    let id = operation.id(&vault.id());
+                    let taken = self.taken.entry(peer).or_default();
+                    if *taken < self.most && !self.operations.contains_key(&id) {
+                        *taken = taken.saturating_add(1);
+                        self.operations.insert(id, operation);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lists everything that a node keeps, page by page, and says how it ended.
+async fn list(network: Network, peer: PeerKey, pages: mpsc::Sender<Listed>) {
     let mut after: Option<RequestName> = None;
-    let mut requests = Vec::new();
+    let mut is_whole = false;
     for _ in 0..MAX_PAGES {
-        let Some(Answer::Requests(page)) = ask(network, peer, &Ask::Requests { after }).await
+        let Some(Answer::Requests(page)) = ask(&network, peer, &Ask::Requests { after }).await
         else {
-            return None;
+            break;
         };
         if page.is_empty() {
+            is_whole = true;
             break;
         }
         let last = page.iter().filter_map(UserRequest::name).max();
         // Names only go up, so this ends.
         if page.len() > MAX_AT_ONCE || last <= after {
-            return None;
+            break;
         }
         after = last;
-        requests.extend(page);
+        if pages.send(Listed::Page(peer, page)).await.is_err() {
+            return;
+        }
     }
-    Some(requests)
+    // Nobody listens once enough have listed theirs.
+    let _ = pages.send(Listed::End(peer, is_whole)).await;
 }
 
 /// Brings back what is missing, for as long as the coordinator runs: it may also have been away while another one
@@ -173,8 +226,8 @@ pub struct Rebuilder {
     pub vault: std::sync::Arc<Vault>,
     /// Signed operations that other nodes keep.
     pub operations: Vec<Operation>,
-    /// Batches up to this one have their record.
-    pub recorded: u64,
+    /// Batches up to this one have their record; `None` before it was looked at.
+    pub recorded: Option<u64>,
 }
 
 impl Rebuilder {
@@ -254,31 +307,45 @@ impl Rebuilder {
         let (applied, height) = self
             .look(|history| Ok((history.applied(), history.height())))?
             .unwrap_or_default();
-        self.recorded = self.recorded.min(applied);
+        // Records are made upwards, so what has one is below what has none; a reorganisation changes the upper ones.
+        let mut recorded = self.recorded.unwrap_or(applied).min(applied);
+        while recorded > 0 && !self.is_recorded(SequenceNumber(recorded))? {
+            recorded = recorded.saturating_sub(1);
+        }
         let mut changes = Changes::new();
         let mut made = 0_usize;
-        while self.recorded < applied && made < MAX_RECORDED {
-            let sequence = SequenceNumber(self.recorded.saturating_add(1));
-            let Some((batch, candidate, body)) = self.batch(sequence)? else {
-                break;
-            };
-            let old = self.reader.store.get(&BATCHES, &sequence.0)?;
-            match old {
-                Some(old) if old.txid() == Some(batch.txid) => {}
-                // The pipeline gives it up by itself, and its requests wait again.
-                Some(old) if matches!(old.status, BatchStatus::Formed | BatchStatus::Proven) => {
+        while recorded < applied && made < MAX_RECORDED {
+            let sequence = SequenceNumber(recorded.saturating_add(1));
+            if !self.is_recorded(sequence)? {
+                let old = self.reader.store.get(&BATCHES, &sequence.0)?;
+                let is_active = |old: &BatchRecord| {
+                    matches!(old.status, BatchStatus::Formed | BatchStatus::Proven)
+                };
+                if old.as_ref().is_some_and(is_active) {
+                    // The pipeline gives it up by itself, and its requests wait again.
                     break;
                 }
-                old => {
-                    made = made.saturating_add(1);
-                    self.put(&mut changes, old, &batch, &candidate, &body, height)?;
-                }
+                let Some((batch, candidate, body)) = self.batch(sequence)? else {
+                    break;
+                };
+                made = made.saturating_add(1);
+                self.put(&mut changes, old, &batch, &candidate, &body, height)?;
+                // What one batch has done, the next one's record must see.
+                commit(&self.reader.store, std::mem::take(&mut changes)).await?;
             }
-            self.recorded = sequence.0;
+            recorded = sequence.0;
         }
-        let is_more = made >= MAX_RECORDED;
-        commit(&self.reader.store, changes).await?;
-        Ok(is_more)
+        self.recorded = Some(recorded);
+        Ok(made >= MAX_RECORDED)
+    }
+
+    /// Whether a confirmed batch has its own record.
+    fn is_recorded(&self, sequence: SequenceNumber) -> Result<bool, StageError> {
+        let txid = self.look(|history| Ok(history.confirmed(sequence).map(|batch| batch.txid)))?;
+        let record = self.reader.store.get(&BATCHES, &sequence.0)?;
+        Ok(txid
+            .flatten()
+            .is_some_and(|txid| record.and_then(|record| record.txid()) == Some(txid)))
     }
 
     fn batch(
@@ -394,7 +461,7 @@ impl Rebuilder {
             return Ok(());
         }
         for (request, operation) in old.requests.iter().zip(&old.operations) {
-            if done.contains(request) {
+            if done.contains(request) || queue::is_confirmed(&self.reader.store, request)? {
                 continue;
             }
             let mut tries = 0;
@@ -406,7 +473,7 @@ impl Rebuilder {
                 tries = progress.tries;
             })?;
             let id = operation.id(&self.vault.id());
-            enqueue(&self.reader.store, changes, id, tries, *request)?;
+            queue::enqueue_or_wait(&self.reader.store, changes, id, tries, *request)?;
         }
         Ok(())
     }

@@ -38,8 +38,6 @@ pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 3);
 pub const BLAMES: Table<([u8; 32], u64), BlameRecord> = Table::new("blames", 1);
 /// What shows a bad share, by [`EvidenceId`].
 pub const EVIDENCE: Table<[u8; 32], Evidence> = Table::new("evidence", 1);
-/// Why no batch is formed any more (S14), until somebody has looked at it.
-pub const ALARM: Table<(), String> = Table::new("alarm", 1);
 /// Height at which this coordinator began to look for the genesis output.
 pub const GENESIS_SEARCH: Table<(), u32> = Table::new("genesis_search", 1);
 
@@ -97,7 +95,6 @@ pub fn columns() -> Vec<ColumnName> {
         BATCHES.name(),
         BLAMES.name(),
         EVIDENCE.name(),
-        ALARM.name(),
         GENESIS_SEARCH.name(),
         GROUP.name(),
         REQUESTS.name(),

@@ -12,7 +12,11 @@ use chain::{
     follow::{Follower, NodeStatus},
     rpc::BitcoinRpc,
 };
-use node::{files, history::History, inbox::Inbox};
+use node::{
+    files,
+    history::{self, History},
+    inbox::Inbox,
+};
 use p2p::{Network, PeerAddress};
 use proof::{Keys, ProvingKey};
 use protocol::{
@@ -184,9 +188,9 @@ pub fn clear_alarm(settings_file: &Path) -> anyhow::Result<Option<String>> {
     let roster = files::load_roster(&settings.roster)?;
     let parameters = files::load_parameters(&settings.parameters)?;
     let store = open_store(&settings, &agreed(&roster, &parameters))?;
-    let alarm = store.get(&records::ALARM, &())?;
+    let alarm = store.get(&history::ALARM, &())?;
     let mut changes = Changes::new();
-    changes.delete(&records::ALARM, &());
+    changes.delete(&history::ALARM, &());
     store.commit(changes)?;
     Ok(alarm)
 }
@@ -242,7 +246,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     tracing::info!(vault = %hex::encode(vault.id().0), "the vault is open");
     // Without a history this coordinator is new, or has lost its disk: no block is looked at before the addresses are
     // known.
-    let is_new = store.get(&node::history::POSITION, &())?.is_none();
+    let is_new = store.get(&history::POSITION, &())?.is_none();
     live.send_modify(|live| live.phase = "fetching what other nodes keep".into());
     let operations =
         rebuild::fetch_requests(&network, &roster, &reader, &vault, is_new, &stop).await;
@@ -269,7 +273,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         .history
         .write()
         .unwrap_or_else(PoisonError::into_inner) = Some(opened);
-    let alarm = store.get(&records::ALARM, &())?;
+    let alarm = store.get(&history::ALARM, &())?;
     live.send_modify(|live| {
         live.alarm = alarm;
         live.vault = Some(vault.clone());
@@ -303,7 +307,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         writing: writing.clone(),
         vault: vault.clone(),
         operations,
-        recorded: 0,
+        recorded: None,
     };
     let rebuilding = tokio::spawn(rebuilding.run(stop.clone()));
     let working = tokio::spawn(work(pipeline, reader.wake.clone(), stop.clone()));
@@ -427,9 +431,6 @@ async fn follow(
         commit(store, changes).await?;
         if let Some(reason) = moved.alarm() {
             tracing::error!(%reason, "ALARM: no batch is formed or signed any more (S14)");
-            let mut changes = Changes::new();
-            changes.put(&records::ALARM, &(), &reason);
-            commit(store, changes).await?;
             live.send_modify(|live| live.alarm = Some(reason));
         }
         live.send_modify(|live| {

@@ -133,7 +133,8 @@ impl DisplacedSet {
     fn lose(&mut self, mut found: HashMap<Txid, Lost>, changes: &mut Changes) {
         while !found.is_empty() {
             for (txid, lost) in &found {
-                if let Some(row) = self.rows.get_mut(txid) {
+                // The first spend counts; a later one of another input must not begin the wait again.
+                if let Some(row) = self.rows.get_mut(txid).filter(|row| row.lost.is_none()) {
                     row.lost = Some(*lost);
                     changes.put(&DISPLACED, txid, row);
                 }

@@ -40,14 +40,17 @@ pub const POSITION: Table<(), Position> = Table::new("position", 1);
 const TOP: Table<(), u32> = Table::new("reorganised_from", 1);
 /// The unknown transaction in the best chain that spends the treasury, and the height of its block.
 const STOLEN: Table<(), (Txid, u32)> = Table::new("stolen", 1);
+/// Why this node does not go on (S14); somebody has to look first.
+pub const ALARM: Table<(), String> = Table::new("alarm", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 9] = [
+pub const TABLES: [ColumnName; 10] = [
     BODIES.name(),
     CANDIDATES.name(),
     CONFIRMED.name(),
     POSITION.name(),
     TOP.name(),
     STOLEN.name(),
+    ALARM.name(),
     DISPLACED.name(),
     crate::certificate::CERTIFICATE.name(),
     crate::certificate::EPOCH.name(),
@@ -368,6 +371,10 @@ impl History {
                     moved.too_deep = Some(depth);
                 }
             }
+        }
+        // In the same write: the step is not seen again after a crash.
+        if let Some(reason) = moved.alarm() {
+            changes.put(&ALARM, &(), &reason);
         }
         changes.put(&POSITION, &(), &step.position);
         self.store.commit(changes)?;

@@ -229,5 +229,8 @@ mod tests {
             .unwrap();
         assert_eq!(moved.unknown_spend, Some(transaction.compute_txid()));
         assert!(moved.connected.is_empty());
+        // The block is not seen again after a crash: the alarm is in the same write.
+        let alarm = crate::promises::load(&store).unwrap().alarm;
+        assert_eq!(alarm, moved.alarm());
     }
 }

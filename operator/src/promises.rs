@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::OutPoint;
 use ledger::SequenceNumber;
+use node::history::ALARM;
 use protocol::{
     message::SessionId,
     signer::{Grant, MAX_PROMISES, Promise, Quarantine, Signable},
@@ -27,9 +28,6 @@ use crate::verify::{Affirmed, Verified, VerifiedGenesis};
 const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
 /// The one genesis that a share was given for.
 const GENESIS: Table<(), GenesisPromise> = Table::new("genesis_promise", 1);
-/// Why signing has stopped for good (S14).
-const ALARM: Table<(), String> = Table::new("alarm", 1);
-
 /// The key with which nothing was ever promised that is not in this database. A share of another key, or one that
 /// finds no entry, comes from a backup or a repair.
 const COMPLETE: Table<(), GroupKey> = Table::new("promises_complete", 1);
@@ -37,10 +35,9 @@ const COMPLETE: Table<(), GroupKey> = Table::new("promises_complete", 1);
 const QUARANTINE: Table<(), Quarantine> = Table::new("quarantine", 2);
 
 /// The tables of this module.
-pub const TABLES: [ColumnName; 5] = [
+pub const TABLES: [ColumnName; 4] = [
     PROMISES.name(),
     GENESIS.name(),
-    ALARM.name(),
     COMPLETE.name(),
     QUARANTINE.name(),
 ];
@@ -223,16 +220,6 @@ fn save_genesis(store: &Store, promise: &GenesisPromise) -> Result<(), CommitErr
     store.commit(changes)
 }
 
-/// Writes the alarm, which outlives restarts: somebody has to look first.
-///
-/// # Errors
-/// Fatal (S11).
-pub fn save_alarm(store: &Store, reason: &str) -> Result<(), CommitError> {
-    let mut changes = Changes::new();
-    changes.put(&ALARM, &(), &reason.to_owned());
-    store.commit(changes)
-}
-
 /// Takes the alarm back, after somebody has looked.
 ///
 /// # Errors
@@ -282,7 +269,9 @@ mod tests {
         assert!(load(&store).unwrap().batches.is_empty());
         save_batch(&store, &promise).unwrap();
         save_genesis(&store, &genesis).unwrap();
-        save_alarm(&store, "somebody took the money").unwrap();
+        let mut changes = Changes::new();
+        changes.put(&ALARM, &(), &"somebody took the money".to_owned());
+        store.commit(changes).unwrap();
         let loaded = load(&store).unwrap();
         let key = (promise.sequence, promise.parent);
         assert_eq!(loaded.batches.get(&key), Some(&promise));

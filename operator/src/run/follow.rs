@@ -51,13 +51,9 @@ impl Node {
         Ok(())
     }
 
+    /// The history has written it with the block.
     fn raise_alarm(&mut self, reason: String) {
         tracing::error!(%reason, "ALARM: signing stops (S14)");
-        blocking(|| {
-            if let Err(error) = promises::save_alarm(&self.store, &reason) {
-                promises::stop_on_failed_write(&error);
-            }
-        });
         self.step(signer::Input::Alarm(reason));
         self.show();
     }

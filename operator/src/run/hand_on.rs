@@ -107,8 +107,9 @@ impl Node {
                     settled(blocking(|| signed::taken(&self.store, signed)))?;
                 }
             }
-            // Another version, with other witnesses, may still be right.
-            Submission::Rejected { .. } if !signed.is_taken => {
+            // Another version, with other witnesses, may still be right. What is refused for anything else, as for its fee
+            // while the mempool is full, may be taken later.
+            outcome if outcome.is_unsigned() && !signed.is_taken => {
                 tracing::warn!(sequence, %txid, from = %signed.from, ?outcome, "the own node does not take the batch");
                 settled(blocking(|| signed::refused(&self.store, signed)))?;
             }

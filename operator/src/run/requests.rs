@@ -78,7 +78,7 @@ impl Node {
         let Some(shelf) = self.shelf() else {
             return Ok(());
         };
-        let (nonces, shallow, head) = {
+        let (nonces, shallow) = {
             let books = lock(&shelf.books);
             let history = &books.history;
             let head = history.head().commitment.sequence;
@@ -99,9 +99,10 @@ impl Node {
             }
             let accounts = history.ledger().accounts().iter();
             let nonces: Vec<u64> = accounts.map(|account| account.nonce).collect();
-            (nonces, shallow, head)
+            (nonces, shallow)
         };
-        let next = SequenceNumber(head.0.saturating_add(1));
+        // A reorganisation may make room again in any batch that is not final.
+        let next = SequenceNumber(last_final.0.saturating_add(1));
         let is_done = |sender: u32, nonce: u64| {
             let next = usize::try_from(sender).ok().and_then(|at| nonces.get(at));
             next.is_some_and(|next| nonce < *next) && !shallow.contains(&(sender, nonce))
