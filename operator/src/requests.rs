@@ -256,35 +256,34 @@ mod tests {
     fn the_first_operation_with_a_nonce_stays() {
         let (_folder, store) = testing::store();
         let requests = Requests::open(store).unwrap();
-        requests.keep(&transfer(1, 0, 5)).unwrap();
+        let first = transfer(1, 0, 5);
+        requests.keep(&first).unwrap();
         let second = requests.keep(&transfer(1, 0, 6));
         assert!(
             matches!(second, Err(KeepError::NonceTaken(0))),
             "{second:?}"
         );
-        assert_eq!(requests.list(None).unwrap(), [transfer(1, 0, 5)]);
+        assert_eq!(requests.list(None).unwrap(), [first]);
     }
 
     #[test]
     fn what_is_done_or_has_expired_goes_and_terms_stay() {
         let (_folder, store) = testing::store();
         let requests = Requests::open(store).unwrap();
-        for request in [
+        let [terms, done, open, other] = [
             terms(1),
             transfer(1, 3, 5),
             transfer(1, 4, 5),
             transfer(2, 4, 5),
-        ] {
-            requests.keep(&request).unwrap();
+        ];
+        for request in [&terms, &done, &open, &other] {
+            requests.keep(request).unwrap();
         }
         let is_done = |sender, nonce| (sender, nonce) < (1, 4);
         requests.settle(is_done, SequenceNumber(9)).unwrap();
-        assert_eq!(
-            requests.list(None).unwrap(),
-            [terms(1), transfer(1, 4, 5), transfer(2, 4, 5)]
-        );
+        assert_eq!(requests.list(None).unwrap(), [terms.clone(), open, other]);
         requests.settle(is_done, SequenceNumber(10)).unwrap();
-        assert_eq!(requests.list(None).unwrap(), [terms(1)]);
+        assert_eq!(requests.list(None).unwrap(), [terms]);
         assert_eq!(
             requests.counts(),
             Counts {
