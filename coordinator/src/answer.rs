@@ -156,10 +156,9 @@ impl Desk {
         };
         let kept = match request {
             UserRequest::Terms(terms) => request::check_terms(&terms, &vault)
-                .and_then(|_| Ok(terms.address(&vault.group_key())?))
                 .map_err(|error| error.to_string())
                 .and_then(|address| {
-                    let kept = self.reader.shown.keep(&address);
+                    let kept = self.reader.shown.keep(&address, Some(from));
                     kept.map_err(|error| error.to_string())
                 }),
             UserRequest::Signed(operation) => queue::accept(&self.reader, operation)
@@ -172,12 +171,7 @@ impl Desk {
     /// The requests behind `after`: terms, and operations that are not confirmed.
     fn requests(&self, after: Option<RequestName>) -> Result<Vec<UserRequest>, ReadError> {
         let mut found = Vec::new();
-        let terms_after = match after {
-            None => Some(Bound::Unbounded),
-            Some(RequestName::Terms(hash)) => Some(Bound::Excluded(hash)),
-            Some(RequestName::Signed(..)) => None,
-        };
-        if let Some(start) = terms_after {
+        if let Some(start) = RequestName::terms_after(after) {
             let range = (start, Bound::Unbounded);
             let rows = self
                 .store
@@ -186,12 +180,8 @@ impl Desk {
                 found.push(UserRequest::Terms(row?.1));
             }
         }
-        let start = match after {
-            Some(RequestName::Signed(sender, nonce)) => Bound::Excluded((sender, nonce)),
-            _ => Bound::Unbounded,
-        };
         let room = MAX_AT_ONCE.saturating_sub(found.len());
-        let range = (start, Bound::Unbounded);
+        let range = (RequestName::signed_after(after), Bound::Unbounded);
         for row in self
             .store
             .iter(&records::PENDING, range, Direction::Forward, room)?

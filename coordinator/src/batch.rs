@@ -261,6 +261,9 @@ async fn fill(
         pipeline.vault.parameters().network,
     )
     .await?;
+    pipeline.live.send_modify(|live| {
+        live.fee_rate_sat_per_vb = Some(rate.to_sat_per_kwu() as f64 / 250.0);
+    });
     let built = match price(pipeline, head, &picks, &top_ups, next, rate) {
         Ok(built) => built,
         Err(reason) => {
@@ -301,13 +304,9 @@ fn waited(store: &Store, picks: &[Pick]) -> Result<(Option<u64>, Option<u64>), S
     let (mut detect, mut queue) = (None, None);
     let now = now_ms();
     for pick in picks {
-        let progress = match pick.lease.item {
-            Request::Deposit(outpoint) => store
-                .get(&DEPOSITS, &outpoint)?
-                .map(|record| record.progress),
-            Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|record| record.progress),
+        let Some(progress) = queue::progress(store, &pick.lease.item)? else {
+            continue;
         };
-        let Some(progress) = progress else { continue };
         let (seen, queued) = (
             progress.at(RequestStatus::Received),
             progress.at(RequestStatus::Queued),

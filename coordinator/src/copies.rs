@@ -9,7 +9,7 @@ use protocol::{
     message::{Answer, Ask, decode, encode},
     request::UserRequest,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 /// How long a request's copies may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,10 +66,12 @@ impl Copies {
         let bytes = encode(&Ask::Request(request));
         let until = Instant::now() + PATIENCE;
         let (kept, mut confirmed) = mpsc::channel(self.peers.len().max(1));
+        // Those that are left when this fails are aborted with it; whoever asks again begins anew.
+        let mut giving = JoinSet::new();
         for peer in &self.peers {
             let (network, peer, bytes, kept) =
                 (network.clone(), *peer, bytes.clone(), kept.clone());
-            tokio::spawn(async move {
+            giving.spawn(async move {
                 let given = tokio::time::timeout_at(until, give(&network, peer, &bytes)).await;
                 if given.is_ok() {
                     // Nobody listens once enough have confirmed.
@@ -88,6 +90,7 @@ impl Copies {
             }
             have = have.saturating_add(1);
         }
+        giving.detach_all();
         Ok(())
     }
 }

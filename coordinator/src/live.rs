@@ -42,7 +42,7 @@ pub struct Live {
     pub is_behind: bool,
     /// Roster members that are connected.
     pub connected: Vec<PeerKey>,
-    /// What the next batch would pay, sat/vB.
+    /// What the last batch was priced with, sat/vB.
     pub fee_rate_sat_per_vb: Option<f64>,
     /// Did the Bitcoin node answer the last time it was looked at?
     pub bitcoind: bool,

@@ -255,11 +255,8 @@ pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), R
     )?;
     for row in due.chain(late) {
         let (key, request) = row?;
-        let progress = match request {
-            Request::Deposit(outpoint) => store.get(&DEPOSITS, &outpoint)?.map(|row| row.progress),
-            Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|row| row.progress),
-        };
-        if let Some(progress) = progress.filter(|row| row.status == RequestStatus::Queued)
+        if let Some(progress) =
+            progress(store, &request)?.filter(|row| row.status == RequestStatus::Queued)
             && let Err(error) = enqueue(store, changes, OperationId(key.1), progress.tries, request)
         {
             tracing::warn!(%error, "a request that was left out waits for room in the queue");
@@ -270,16 +267,23 @@ pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), R
     Ok(())
 }
 
+/// How far a request is, if it is known here.
+///
+/// # Errors
+/// A damaged database.
+pub fn progress(store: &Store, request: &Request) -> Result<Option<Progress>, ReadError> {
+    Ok(match request {
+        Request::Deposit(outpoint) => store.get(&DEPOSITS, outpoint)?.map(|row| row.progress),
+        Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|row| row.progress),
+    })
+}
+
 /// Whether a request is in a confirmed batch.
 ///
 /// # Errors
 /// A damaged database.
 pub fn is_confirmed(store: &Store, request: &Request) -> Result<bool, ReadError> {
-    let progress = match request {
-        Request::Deposit(outpoint) => store.get(&DEPOSITS, outpoint)?.map(|row| row.progress),
-        Request::Signed(id) => store.get(&OPERATIONS, &id.0)?.map(|row| row.progress),
-    };
-    Ok(progress.is_some_and(|progress| {
+    Ok(progress(store, request)?.is_some_and(|progress| {
         matches!(
             progress.status,
             RequestStatus::Confirmed | RequestStatus::Final
@@ -358,8 +362,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_was_left_out_comes_back_when_its_time_has_come() {
+    fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let schema = storage::Schema {
             kind: "coordinator",
@@ -367,6 +370,32 @@ mod tests {
             columns: &crate::records::columns(),
         };
         let store = Store::open(dir.path().join("db"), &schema).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn what_finds_no_room_in_the_queue_waits_beside_it() {
+        let (_dir, store) = store();
+        let request = |n: u32| Request::Deposit(OutPoint::new(bitcoin::Txid::all_zeros(), n));
+        let id = |n: u32| OperationId([n.to_le_bytes(); 8].concat().try_into().unwrap());
+        let mut changes = Changes::new();
+        let mut room = 0;
+        while enqueue(&store, &mut changes, id(room), 0, request(room)).is_ok() {
+            room += 1;
+        }
+        store.commit(changes).unwrap();
+        let mut changes = Changes::new();
+        enqueue_or_wait(&store, &mut changes, id(room), 1, request(room)).unwrap();
+        store.commit(changes).unwrap();
+        let mut waiting = store.iter(&LEFT_OUT, .., Direction::Forward, 9).unwrap();
+        let ((until, name), waits) = waiting.next().unwrap().unwrap();
+        assert!(until <= now_ms(), "it comes back as soon as there is room");
+        assert_eq!((name, waits), (id(room).0, request(room)));
+    }
+
+    #[test]
+    fn what_was_left_out_comes_back_when_its_time_has_come() {
+        let (_dir, store) = store();
         let outpoint = |n: u8| OutPoint::new(bitcoin::Txid::from_byte_array([n; 32]), 0);
         let now = 5_000_000;
         let mut changes = Changes::new();

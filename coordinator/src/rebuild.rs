@@ -26,7 +26,7 @@ use protocol::{
     batch::{Body, Candidate},
     identity::PeerKey,
     message::{Answer, Ask, decode, encode},
-    request::{self, MAX_AT_ONCE, RequestName, UserRequest},
+    request::{self, MAX_PAGES, RequestName, UserRequest},
     roster::Roster,
     vault::{GenesisCertificate, Vault},
 };
@@ -52,8 +52,6 @@ use crate::{
 const POLL: Duration = Duration::from_millis(500);
 /// How long the slower nodes are waited for once a quorum has listed its requests.
 const GRACE: Duration = Duration::from_secs(5);
-/// Pages taken from one node: more than its bounds fill.
-const MAX_PAGES: usize = 1_000;
 /// Pages that wait to be taken.
 const PAGES_WAITING: usize = 4;
 /// Batches recorded in one write.
@@ -158,19 +156,22 @@ struct Fetched {
     taken: BTreeMap<PeerKey, usize>,
     /// Most that are taken from one node: it can't crowd out what the others keep.
     most: usize,
+    /// Nodes of whom no more terms can be kept.
+    full: BTreeSet<PeerKey>,
 }
 
 impl Fetched {
     fn take(&mut self, peer: PeerKey, page: Vec<UserRequest>, reader: &Reader, vault: &Vault) {
         for request in page {
             match request {
+                UserRequest::Terms(_) if self.full.contains(&peer) => {}
                 UserRequest::Terms(terms) => {
-                    let address = request::check_terms(&terms, vault)
-                        .and_then(|_| Ok(terms.address(&vault.group_key())?));
-                    if let Ok(address) = address
-                        && let Err(error) = reader.shown.keep(&address)
+                    if let Ok(address) = request::check_terms(&terms, vault)
+                        && let Err(error) = reader.shown.keep(&address, Some(peer))
                     {
-                        tracing::error!(%error, "fetched terms are not kept");
+                        // Said once: it is the same for all that follow from this node.
+                        tracing::error!(%error, %peer, "fetched terms are not kept");
+                        self.full.insert(peer);
                     }
                 }
                 UserRequest::Signed(operation) => {
@@ -199,12 +200,10 @@ async fn list(network: Network, peer: PeerKey, pages: mpsc::Sender<Listed>) {
             is_whole = true;
             break;
         }
-        let last = page.iter().filter_map(UserRequest::name).max();
-        // Names only go up, so this ends.
-        if page.len() > MAX_AT_ONCE || last <= after {
+        after = RequestName::behind(&page, after);
+        if after.is_none() {
             break;
         }
-        after = last;
         if pages.send(Listed::Page(peer, page)).await.is_err() {
             return;
         }

@@ -18,6 +18,8 @@ use threshold::GroupInfo;
 
 /// Deposit terms that were shown to somebody, by their hash.
 pub const TERMS: Table<[u8; 32], DepositTerms> = Table::new("terms", 1);
+/// How many of the terms each other node has handed on.
+pub const TERMS_FROM: Table<[u8; 32], u64> = Table::new("terms_from", 1);
 /// Deposits seen on the chain.
 pub const DEPOSITS: Table<OutPoint, DepositRecord> = Table::new("deposits", 1);
 /// Deposits of an account: (account key, outpoint).
@@ -85,6 +87,7 @@ pub const CONFIRM: QueueDef<BatchKey, u64> = QueueDef::new("confirm", 1)
 pub fn columns() -> Vec<ColumnName> {
     let mut columns = vec![
         TERMS.name(),
+        TERMS_FROM.name(),
         DEPOSITS.name(),
         DEPOSITS_OF.name(),
         UNRIPE.name(),

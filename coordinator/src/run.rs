@@ -106,7 +106,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         verifying_key_hash,
         setup,
         wake: Arc::new(Notify::new()),
-        shown: Arc::new(Shown::new(store.clone(), watched)),
+        shown: Arc::new(Shown::new(store.clone(), watched, roster.clone())),
         copies: Copies::new(network.clone(), others, settings.copies),
     };
     let listener = tokio::net::TcpListener::bind(settings.http)

@@ -2,14 +2,17 @@
 //! coordinator that took them. Each was checked when it came; none is carried out here.
 
 use std::{
+    collections::BTreeMap,
     ops::Bound,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ledger::{Operation, SequenceNumber};
 use protocol::{
     deposit::DepositTerms,
-    request::{MAX_AT_ONCE, RequestName, UserRequest},
+    identity::PeerKey,
+    request::{self, MAX_AT_ONCE, RequestName, UserRequest},
+    roster::Roster,
 };
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
 
@@ -20,11 +23,13 @@ pub const MAX_SIGNED: usize = 100_000;
 
 /// Terms by their hash. Kept forever: a deposit may come at any time.
 const TERMS: Table<[u8; 32], DepositTerms> = Table::new("requested_terms", 1);
-/// Operations by account and nonce, until a batch with them is final.
-const SIGNED: Table<(u32, u64), Operation> = Table::new("requested_operations", 1);
+/// How many of the terms came from each node.
+const TERMS_FROM: Table<[u8; 32], u64> = Table::new("requested_terms_from", 1);
+/// Operations by account and nonce, until a batch with them is final, and who gave them.
+const SIGNED: Table<(u32, u64), (Operation, PeerKey)> = Table::new("requested_operations", 1);
 
 /// The tables of this module.
-pub const TABLES: [ColumnName; 2] = [TERMS.name(), SIGNED.name()];
+pub const TABLES: [ColumnName; 3] = [TERMS.name(), TERMS_FROM.name(), SIGNED.name()];
 
 /// Why a request is not kept.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +40,8 @@ pub enum KeepError {
     /// The account has signed another operation with the same nonce.
     #[error("another operation of this account with nonce {0} is kept")]
     NonceTaken(u64),
-    /// No room.
-    #[error("no more of these requests can be kept")]
+    /// No room, for this giver or at all.
+    #[error("no more of these requests can be kept for this node")]
     Full,
     /// A damaged database.
     #[error("reading the kept requests failed")]
@@ -49,16 +54,9 @@ pub enum KeepError {
 /// The requests that are kept.
 pub struct Requests {
     store: Store,
-    kept: Mutex<Counts>,
-}
-
-/// How many there are of each kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Deposit terms.
-    pub terms: usize,
-    /// Signed operations.
-    pub signed: usize,
+    roster: Arc<Roster>,
+    /// Signed operations from each node. Held while one is written.
+    signed_from: Mutex<BTreeMap<PeerKey, usize>>,
 }
 
 impl Requests {
@@ -66,63 +64,61 @@ impl Requests {
     ///
     /// # Errors
     /// A damaged database.
-    pub fn open(store: Store) -> Result<Self, ReadError> {
-        let mut kept = Counts::default();
-        for row in store.iter(&TERMS, .., Direction::Forward, MAX_TERMS)? {
-            row?;
-            kept.terms = kept.terms.saturating_add(1);
-        }
+    pub fn open(store: Store, roster: Arc<Roster>) -> Result<Self, ReadError> {
+        let mut signed_from = BTreeMap::new();
         for row in store.iter(&SIGNED, .., Direction::Forward, MAX_SIGNED)? {
-            row?;
-            kept.signed = kept.signed.saturating_add(1);
+            let (_, (_, from)) = row?;
+            let count: &mut usize = signed_from.entry(from).or_default();
+            *count = count.saturating_add(1);
         }
         Ok(Self {
             store,
-            kept: Mutex::new(kept),
+            roster,
+            signed_from: Mutex::new(signed_from),
         })
     }
 
-    /// How many are kept.
-    pub fn counts(&self) -> Counts {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps a request durably; the caller has checked it. The same one again changes nothing.
+    /// Keeps a request durably that `from` has given; the caller has checked it. The same one again changes nothing.
     ///
     /// # Errors
     /// [`KeepError`]; nothing was changed.
-    pub fn keep(&self, request: &UserRequest) -> Result<(), KeepError> {
+    pub fn keep(&self, request: &UserRequest, from: PeerKey) -> Result<(), KeepError> {
         // One writer at a time: two operations with one nonce must not both be "kept".
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed_from = self
+            .signed_from
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut changes = Changes::new();
-        let more = |count: usize, most: usize| {
-            count
-                .checked_add(1)
-                .filter(|count| *count <= most)
-                .ok_or(KeepError::Full)
-        };
-        let mut counts = *kept;
         match (request, request.name()) {
             (UserRequest::Terms(terms), Some(RequestName::Terms(hash))) => {
                 if self.store.get(&TERMS, &hash)?.is_some() {
                     return Ok(());
                 }
-                counts.terms = more(counts.terms, MAX_TERMS)?;
+                let count = self.store.get(&TERMS_FROM, &from.0)?.unwrap_or(0);
+                let most = request::share_of(MAX_TERMS, &self.roster, &from);
+                if usize::try_from(count).is_ok_and(|count| count >= most) {
+                    return Err(KeepError::Full);
+                }
+                changes.put(&TERMS_FROM, &from.0, &count.saturating_add(1));
                 changes.put(&TERMS, &hash, terms);
+                self.store.commit(changes)?;
             }
             (UserRequest::Signed(operation), Some(RequestName::Signed(sender, nonce))) => {
                 match self.store.get(&SIGNED, &(sender, nonce))? {
-                    Some(there) if there == *operation => return Ok(()),
+                    Some((there, _)) if there == *operation => return Ok(()),
                     Some(_) => return Err(KeepError::NonceTaken(nonce)),
                     None => {}
                 }
-                counts.signed = more(counts.signed, MAX_SIGNED)?;
-                changes.put(&SIGNED, &(sender, nonce), operation);
+                let count = signed_from.get(&from).copied().unwrap_or(0);
+                if count >= request::share_of(MAX_SIGNED, &self.roster, &from) {
+                    return Err(KeepError::Full);
+                }
+                changes.put(&SIGNED, &(sender, nonce), &(operation.clone(), from));
+                self.store.commit(changes)?;
+                signed_from.insert(from, count.saturating_add(1));
             }
             _ => return Err(KeepError::Deposit),
         }
-        self.store.commit(changes)?;
-        *kept = counts;
         Ok(())
     }
 
@@ -132,12 +128,7 @@ impl Requests {
     /// A damaged database.
     pub fn list(&self, after: Option<RequestName>) -> Result<Vec<UserRequest>, ReadError> {
         let mut found = Vec::new();
-        let terms_after = match after {
-            None => Some(Bound::Unbounded),
-            Some(RequestName::Terms(hash)) => Some(Bound::Excluded(hash)),
-            Some(RequestName::Signed(..)) => None,
-        };
-        if let Some(start) = terms_after {
+        if let Some(start) = RequestName::terms_after(after) {
             let range = (start, Bound::Unbounded);
             for row in self
                 .store
@@ -146,14 +137,10 @@ impl Requests {
                 found.push(UserRequest::Terms(row?.1));
             }
         }
-        let start = match after {
-            Some(RequestName::Signed(sender, nonce)) => Bound::Excluded((sender, nonce)),
-            _ => Bound::Unbounded,
-        };
         let room = MAX_AT_ONCE.saturating_sub(found.len());
-        let range = (start, Bound::Unbounded);
+        let range = (RequestName::signed_after(after), Bound::Unbounded);
         for row in self.store.iter(&SIGNED, range, Direction::Forward, room)? {
-            found.push(UserRequest::Signed(row?.1));
+            found.push(UserRequest::Signed(row?.1.0));
         }
         Ok(found)
     }
@@ -167,23 +154,28 @@ impl Requests {
         is_done: impl Fn(u32, u64) -> bool,
         next: SequenceNumber,
     ) -> Result<(), KeepError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed_from = self
+            .signed_from
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut changes = Changes::new();
-        let mut left = *kept;
+        let mut left = signed_from.clone();
         for row in self
             .store
             .iter(&SIGNED, .., Direction::Forward, MAX_SIGNED)?
         {
-            let ((sender, nonce), operation) = row?;
+            let ((sender, nonce), (operation, from)) = row?;
             let expired = operation.last_valid().is_some_and(|last| next > last);
             if expired || is_done(sender, nonce) {
                 changes.delete(&SIGNED, &(sender, nonce));
-                left.signed = left.signed.saturating_sub(1);
+                if let Some(count) = left.get_mut(&from) {
+                    *count = count.saturating_sub(1);
+                }
             }
         }
         if !changes.is_empty() {
             self.store.commit(changes)?;
-            *kept = left;
+            *signed_from = left;
         }
         Ok(())
     }
@@ -197,6 +189,14 @@ mod tests {
 
     use super::*;
     use crate::testing;
+
+    fn open(store: Store) -> Requests {
+        Requests::open(store, Arc::new(testing::roster().clone())).unwrap()
+    }
+
+    fn coordinator() -> PeerKey {
+        testing::roster().coordinators[0].key
+    }
 
     fn transfer(sender: u32, nonce: u64, sats: u64) -> UserRequest {
         let mut rng = StdRng::seed_from_u64(7);
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_listed_in_order_and_survives_a_restart() {
         let (_folder, store) = testing::store();
-        let requests = Requests::open(store.clone()).unwrap();
+        let requests = open(store.clone());
         let all = [
             terms(1),
             terms(2),
@@ -231,18 +231,11 @@ mod tests {
             transfer(2, 0, 5),
         ];
         for request in &all {
-            requests.keep(request).unwrap();
-            requests.keep(request).unwrap();
+            requests.keep(request, coordinator()).unwrap();
+            requests.keep(request, coordinator()).unwrap();
         }
         drop(requests);
-        let requests = Requests::open(store).unwrap();
-        assert_eq!(
-            requests.counts(),
-            Counts {
-                terms: 2,
-                signed: 3
-            }
-        );
+        let requests = open(store);
         let listed = requests.list(None).unwrap();
         assert_eq!(listed.len(), 5);
         assert!(listed.iter().map(UserRequest::name).is_sorted());
@@ -255,10 +248,10 @@ mod tests {
     #[test]
     fn the_first_operation_with_a_nonce_stays() {
         let (_folder, store) = testing::store();
-        let requests = Requests::open(store).unwrap();
+        let requests = open(store);
         let first = transfer(1, 0, 5);
-        requests.keep(&first).unwrap();
-        let second = requests.keep(&transfer(1, 0, 6));
+        requests.keep(&first, coordinator()).unwrap();
+        let second = requests.keep(&transfer(1, 0, 6), coordinator());
         assert!(
             matches!(second, Err(KeepError::NonceTaken(0))),
             "{second:?}"
@@ -269,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_done_or_has_expired_goes_and_terms_stay() {
         let (_folder, store) = testing::store();
-        let requests = Requests::open(store).unwrap();
+        let requests = open(store);
         let [terms, done, open, other] = [
             terms(1),
             transfer(1, 3, 5),
@@ -277,19 +270,54 @@ mod tests {
             transfer(2, 4, 5),
         ];
         for request in [&terms, &done, &open, &other] {
-            requests.keep(request).unwrap();
+            requests.keep(request, coordinator()).unwrap();
         }
         let is_done = |sender, nonce| (sender, nonce) < (1, 4);
         requests.settle(is_done, SequenceNumber(9)).unwrap();
         assert_eq!(requests.list(None).unwrap(), [terms.clone(), open, other]);
         requests.settle(is_done, SequenceNumber(10)).unwrap();
         assert_eq!(requests.list(None).unwrap(), [terms]);
-        assert_eq!(
-            requests.counts(),
-            Counts {
-                terms: 1,
-                signed: 0
-            }
-        );
+    }
+    #[test]
+    fn one_node_fills_its_share_and_no_more_and_a_restart_does_not_help_it() {
+        let (_folder, store) = testing::store();
+        let (bad, good) = (coordinator(), testing::roster().operators[0].key);
+        let share = request::share_of(MAX_TERMS, testing::roster(), &bad);
+        let mut changes = Changes::new();
+        let almost = u64::try_from(share).unwrap() - 1;
+        changes.put(&TERMS_FROM, &bad.0, &almost);
+        store.commit(changes).unwrap();
+        let requests = open(store.clone());
+        requests.keep(&terms(1), bad).unwrap();
+        drop(requests);
+        let requests = open(store);
+        let full = requests.keep(&terms(2), bad);
+        assert!(matches!(full, Err(KeepError::Full)), "{full:?}");
+        requests.keep(&terms(1), bad).unwrap();
+        requests.keep(&terms(2), good).unwrap();
+        let stranger = requests.keep(&terms(3), PeerKey([0xee; 32]));
+        assert!(matches!(stranger, Err(KeepError::Full)), "{stranger:?}");
+    }
+
+    #[test]
+    fn room_for_operations_is_shared_and_free_again_when_they_are_done() {
+        let (_folder, store) = testing::store();
+        let requests = open(store.clone());
+        requests.keep(&transfer(1, 0, 5), coordinator()).unwrap();
+        let counts = |requests: &Requests| requests.signed_from.lock().unwrap().clone();
+        let one = BTreeMap::from([(coordinator(), 1)]);
+        assert_eq!(counts(&requests), one);
+        assert_eq!(counts(&open(store)), one, "as counted from the disk");
+        let share = request::share_of(MAX_SIGNED, testing::roster(), &coordinator());
+        requests
+            .signed_from
+            .lock()
+            .unwrap()
+            .insert(coordinator(), share);
+        let full = requests.keep(&transfer(1, 1, 5), coordinator());
+        assert!(matches!(full, Err(KeepError::Full)), "{full:?}");
+        requests.settle(|_, _| true, SequenceNumber(1)).unwrap();
+        assert_eq!(counts(&requests)[&coordinator()], share - 1);
+        requests.keep(&transfer(1, 1, 5), coordinator()).unwrap();
     }
 }

@@ -431,7 +431,7 @@ async fn start(settings: Settings, outlet: Arc<dyn Outlet>) -> Result<(Node, Inc
     )?;
     let promised = promises::load(&store)?;
     let decisions = Decisions::load(&store)?;
-    let requests = Requests::open(store.clone())?;
+    let requests = Requests::open(store.clone(), roster.clone())?;
     let mut state = State::default();
     state.replacement_delay = parameters.replacement_delay.into();
     state.promises = promised.batches;

@@ -383,7 +383,7 @@ pub struct FeesDocument {
     pub transfer_fee_sat: u64,
     /// Smallest fee of a withdrawal.
     pub withdraw_fee_sat: u64,
-    /// What the next batch would pay to miners, sat/vB; `null` when the node has no estimate.
+    /// What the last batch was priced with for miners, sat/vB; `null` before the first since the start.
     pub fee_rate_sat_per_vb: Option<f64>,
 }
 

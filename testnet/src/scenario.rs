@@ -14,6 +14,7 @@ mod pause_and_approve;
 mod refresh;
 mod reorg;
 mod restore;
+mod steps;
 mod total_loss;
 mod unknown_spend;
 
@@ -22,8 +23,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use bitcoin::{Address, Amount, OutPoint, Txid};
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::api::{BatchDocument, BatchStatus, Page, RequestStatus};
+use protocol::api::{Page, RequestStatus};
 use wallet::{Wallet, send::SendOptions};
+
+use steps::{
+    deposit, mine_until, until_all_alarmed, until_all_at, until_batch, until_deposits, until_final,
+    until_in_mempool,
+};
 
 use crate::{
     network::{Extras, GENESIS, LocalNetwork},
@@ -491,171 +497,6 @@ async fn afterwards(
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
         Scenario::UnknownSpend => unknown_spend::steal(network, story).await,
         _ => Ok(()),
-    }
-}
-
-/// Waits until a batch is somewhere; no block is mined meanwhile.
-async fn until_batch(
-    network: &mut LocalNetwork,
-    sequence: u64,
-    status: BatchStatus,
-) -> anyhow::Result<BatchDocument> {
-    let what = format!("batch {sequence} to be {status:?}");
-    network
-        .wait_for(&what, STEP, async |network| {
-            let batch = network.client.batch(sequence).await.ok();
-            Ok(batch.filter(|batch| batch.status == status))
-        })
-        .await
-}
-
-/// Waits until coordinator and operators hold this batch for the latest one in the chain.
-async fn until_all_at(network: &mut LocalNetwork, sequence: u64) -> anyhow::Result<()> {
-    let what = format!("all nodes to be at batch {sequence}");
-    network
-        .wait_for(&what, STEP, async |network| {
-            let Ok(status) = network.client.status().await else {
-                return Ok(None);
-            };
-            let mut all = status.sequence == sequence;
-            for node in &network.operators {
-                let status = node.ask(&["status"]).await.ok();
-                let own = status.and_then(|status| status.get("sequence")?.as_u64());
-                all &= own == Some(sequence);
-            }
-            Ok(all.then_some(()))
-        })
-        .await
-}
-
-/// Waits until coordinator and operators have stopped with an alarm of these words. Gives the coordinator's.
-async fn until_all_alarmed(network: &mut LocalNetwork, words: &str) -> anyhow::Result<String> {
-    network
-        .wait_for("the alarm at all nodes", STEP, async |network| {
-            let shown = network.client.status().await.ok();
-            let alarm = shown.and_then(|status| status.alarm);
-            let Some(alarm) = alarm.filter(|alarm| alarm.contains(words)) else {
-                return Ok(None);
-            };
-            for node in &network.operators {
-                let shown = node.ask(&["status"]).await.ok();
-                let own = shown
-                    .as_ref()
-                    .and_then(|status| status.get("alarm")?.as_str());
-                if !own.is_some_and(|own| own.contains(words)) {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(alarm))
-        })
-        .await
-}
-
-/// Waits until a transaction is in the node's mempool.
-async fn until_in_mempool(network: &mut LocalNetwork, txid: Txid) -> anyhow::Result<()> {
-    network
-        .wait_for("the transaction in the mempool", STEP, async |network| {
-            let entry = network.bitcoind.rpc().mempool_entry(txid).await?;
-            Ok(entry.map(|_| ()))
-        })
-        .await
-}
-
-async fn deposit(
-    network: &mut LocalNetwork,
-    user: &mut User,
-    sats: u64,
-    story: &Story,
-) -> anyhow::Result<OutPoint> {
-    let backup = user.wallet.deposit_address(&network.client).await?;
-    let address = backup.bitcoin_address()?;
-    let txid = network
-        .bitcoind
-        .fund(&address, Amount::from_sat(sats))
-        .await?;
-    let transaction = network
-        .bitcoind
-        .rpc()
-        .transaction(txid, None)
-        .await?
-        .context("own payment not found")?;
-    let vout = transaction
-        .output
-        .iter()
-        .position(|output| output.script_pubkey == address.script_pubkey())
-        .context("own payment has no such output")?;
-    user.expected = user
-        .expected
-        .saturating_add(sats.saturating_sub(network.parameters.deposit_fee.to_sat()));
-    story.done(format!("{} deposits {sats} sat to {address}", user.name));
-    Ok(OutPoint::new(txid, u32::try_from(vout)?))
-}
-
-/// Mines a block from time to time until the check gives a value.
-async fn mine_until<T>(
-    network: &mut LocalNetwork,
-    what: &str,
-    mut check: impl AsyncFnMut(&mut LocalNetwork) -> anyhow::Result<Option<T>>,
-) -> anyhow::Result<T> {
-    let mut last = Instant::now();
-    network
-        .wait_for(what, STEP, async |network| {
-            if let Some(value) = check(network).await? {
-                return Ok(Some(value));
-            }
-            if last.elapsed() > BLOCK_EVERY {
-                network.bitcoind.mine(1).await?;
-                last = Instant::now();
-            }
-            Ok(None)
-        })
-        .await
-}
-
-async fn until_deposits(
-    network: &mut LocalNetwork,
-    deposits: &[OutPoint],
-    status: RequestStatus,
-    story: &Story,
-) -> anyhow::Result<()> {
-    for outpoint in deposits {
-        let id = outpoint.to_string();
-        mine_until(network, "a deposit", async |network| {
-            show_phase(network, story).await;
-            let Ok(deposit) = network.client.deposit(&id).await else {
-                return Ok(None);
-            };
-            ensure!(
-                deposit.status != RequestStatus::Refused,
-                "deposit {id} was refused: {:?}",
-                deposit.reason
-            );
-            Ok((deposit.status >= status).then_some(()))
-        })
-        .await?;
-    }
-    Ok(())
-}
-
-async fn until_final(network: &mut LocalNetwork, id: &str, story: &Story) -> anyhow::Result<()> {
-    mine_until(network, "an operation", async |network| {
-        show_phase(network, story).await;
-        let Ok(operation) = network.client.operation(id).await else {
-            return Ok(None);
-        };
-        ensure!(
-            operation.status != RequestStatus::Refused,
-            "operation {id} was refused: {:?}",
-            operation.reason
-        );
-        Ok((operation.status == RequestStatus::Final).then_some(()))
-    })
-    .await
-}
-
-async fn show_phase(network: &LocalNetwork, story: &Story) {
-    if let Ok(status) = network.client.status().await {
-        story.doing(status.phase);
     }
 }
 

@@ -104,6 +104,7 @@ async fn a_bad_transaction_is_rejected_with_the_reason() {
         reason.contains("Invalid Schnorr signature") || reason.contains("script-verify"),
         "{reason}"
     );
+    assert!(rejected.is_unsigned(), "{rejected:?}");
     let verdict = node.rpc().test_mempool_accept(&transaction).await.unwrap();
     assert!(!verdict.allowed);
     assert!(verdict.reject_reason.is_some());
@@ -125,6 +126,7 @@ async fn a_bad_transaction_is_rejected_with_the_reason() {
         panic!("{rejected:?}");
     };
     assert!(reason.contains("fee not met"), "{reason}");
+    assert!(!rejected.is_unsigned(), "its signatures are right");
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ async fn create_address(
         .address(network)
         .map_err(|error| Failure::internal(&error))?;
     let kept = offered.clone();
-    api.look(move |reader| Ok(reader.shown.keep(&kept)?))
+    api.look(move |reader| Ok(reader.shown.keep(&kept, None)?))
         .await?;
     api.reader
         .copies

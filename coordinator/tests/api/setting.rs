@@ -232,15 +232,16 @@ fn reader(
     };
     let store = Store::open(dir.path(), &schema).unwrap();
     let watched = Watched::default();
+    let roster = Arc::new(roster);
     Reader {
-        shown: Arc::new(Shown::new(store.clone(), watched.clone())),
+        shown: Arc::new(Shown::new(store.clone(), watched.clone(), roster.clone())),
         copies: Copies::none(),
         store,
         live: live.subscribe(),
         history: SharedHistory::default(),
         watched,
         parameters: Arc::new(parameters),
-        roster: Arc::new(roster),
+        roster,
         verifying_key_hash: VERIFYING_KEY_HASH,
         setup: "single-party, for tests".to_owned(),
         wake: Arc::new(Notify::new()),

@@ -7,7 +7,7 @@ use ledger::{AccountIndex, SequenceNumber};
 use protocol::{
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule},
-    request::{self, RequestError, Sender, UserRequest},
+    request::{self, RequestError, RequestName, Sender, UserRequest},
     vault::Vault,
 };
 
@@ -17,9 +17,6 @@ use crate::{
     promises,
     requests::{KeepError, Requests},
 };
-
-/// Pages taken from one peer: more than a peer's bounds fill.
-const MAX_PAGES: usize = 1_000;
 
 /// What a request is checked against and kept in.
 #[derive(Clone)]
@@ -41,7 +38,7 @@ impl Node {
             return reply.send(Answer::Refused(refusal));
         };
         tokio::task::spawn_blocking(move || {
-            reply.send(match shelf.take(&request) {
+            reply.send(match shelf.take(&request, from) {
                 Ok(()) => Answer::Taken,
                 Err(refusal) => Answer::Refused(refusal),
             });
@@ -49,10 +46,7 @@ impl Node {
     }
 
     /// Lists what is kept.
-    pub(super) fn list_requests(
-        &self,
-        after: Option<request::RequestName>,
-    ) -> Result<Answer, Refusal> {
+    pub(super) fn list_requests(&self, after: Option<RequestName>) -> Result<Answer, Refusal> {
         self.requests
             .list(after)
             .map(Answer::Requests)
@@ -63,7 +57,8 @@ impl Node {
     /// own.
     pub(super) fn pull_requests(&mut self) {
         let Some(shelf) = self.shelf() else { return };
-        if !lock(&shelf.books).history.is_current() {
+        // A ledger that is still being put together knows no accounts, and would refuse what it is given.
+        if self.caught_up().is_none() || !lock(&shelf.books).history.is_current() {
             return;
         }
         for peer in self.peers.connected() {
@@ -126,21 +121,24 @@ impl Node {
 }
 
 impl Shelf {
-    /// Checks a request and keeps it.
-    fn take(&self, request: &UserRequest) -> Result<(), Refusal> {
+    /// Checks a request that `from` has given, and keeps it.
+    fn take(&self, request: &UserRequest, from: PeerKey) -> Result<(), Refusal> {
         let checked: Result<(), RequestError> = match request {
             UserRequest::Terms(terms) => request::check_terms(terms, &self.vault).map(drop),
             UserRequest::Signed(operation) => {
                 let sender = operation.sender().and_then(|index| self.sender(index));
-                request::check_signed(operation, sender, &self.vault)
+                let (id, parameters) = (self.vault.id(), self.vault.parameters());
+                request::check_signed(operation, sender, &id, parameters)
             }
         };
         checked.map_err(|error| Refusal::new(Rule::S3, error.to_string()))?;
-        self.requests.keep(request).map_err(|error| match error {
-            KeepError::Commit(error) => promises::stop_on_failed_write(&error),
-            KeepError::Read(error) => own_database(error),
-            other => Refusal::new(Rule::S12, other.to_string()),
-        })
+        self.requests
+            .keep(request, from)
+            .map_err(|error| match error {
+                KeepError::Commit(error) => promises::stop_on_failed_write(&error),
+                KeepError::Read(error) => own_database(error),
+                other => Refusal::new(Rule::S12, other.to_string()),
+            })
     }
 
     fn sender(&self, index: AccountIndex) -> Option<Sender> {
@@ -159,20 +157,18 @@ impl Shelf {
 async fn pull(peers: Peers, peer: PeerKey, shelf: Shelf) {
     let mut after = None;
     let mut taken = 0_usize;
-    for _ in 0..MAX_PAGES {
+    for _ in 0..request::MAX_PAGES {
         let Ok(Answer::Requests(page)) = peers.ask(peer, &Ask::Requests { after }).await else {
             break;
         };
-        // Names only go up, so this ends.
-        let last = page.iter().filter_map(UserRequest::name).max();
-        if page.len() > request::MAX_AT_ONCE || last <= after {
+        after = RequestName::behind(&page, after);
+        if after.is_none() {
             break;
         }
-        after = last;
         let shelf = shelf.clone();
         let kept = tokio::task::spawn_blocking(move || {
             page.iter()
-                .filter(|request| shelf.take(request).is_ok())
+                .filter(|request| shelf.take(request, peer).is_ok())
                 .count()
         });
         taken = taken.saturating_add(kept.await.unwrap_or_default());
