@@ -2,7 +2,7 @@
 # Prints what things cost. docs/performance.md says how to read it. The same profile and target folder as the other
 # scripts.
 #   ./bench.sh          the circuit and its proofs, the ledger, the durable queue, signing sessions in short, and FROST
-#                       raw, through our API and as node processes took it. About 7 minutes on 2 cores, once built.
+#                       raw, through our API and as node processes took it. 4 to 7 minutes on 2 cores, once built.
 #   ./bench.sh signing  sessions beside raw FROST: 3-of-5, 12-of-16 and 67-of-100, up to 1,000 inputs.
 #   ./bench.sh roast    ROAST's experiment: signers that drop out after the nonce round.
 #   ./bench.sh dkg      key generation at 5, 16, 50 and 100 operators.
