@@ -202,6 +202,7 @@ pub struct Lease<K, T> {
     /// Failed attempts before this one.
     pub attempts: u32,
     seq: u64,
+    until_ms: u64,
     queue: Arc<Shared>,
 }
 
@@ -376,6 +377,7 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
                     item,
                     attempts: record.attempts,
                     seq,
+                    until_ms: until,
                     queue,
                 }));
             }
@@ -406,9 +408,10 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         self.add(changes, &lease.queue, step, None);
     }
 
-    /// Gives the item back untried, for others to lease at once. In memory only.
+    /// Gives the item back untried, for others to lease at once. In memory only. No effect once the
+    /// lease has run out: the item may be another's by then, or wait for its next attempt.
     pub fn release(&self, lease: Lease<K, T>) {
-        lease.queue.index().make_ready(lease.seq);
+        lease.queue.index().release(lease.seq, lease.until_ms);
     }
 
     /// Puts a dead letter back in its old place, with no attempts counted. No effect on other keys.

@@ -400,7 +400,8 @@ impl Model {
     }
 }
 
-type Held = Vec<(u64, Lease<u64, String>)>;
+/// Leases with their item's number and their end.
+type Held = Vec<((u64, u64), Lease<u64, String>)>;
 
 fn apply(f: Fixture, model: &mut Model, held: &mut Held, step: Step) -> Fixture {
     let pick = |held: &mut Held, i: usize| (i < held.len()).then(|| held.remove(i));
@@ -429,26 +430,28 @@ fn apply(f: Fixture, model: &mut Model, held: &mut Held, step: Step) -> Fixture 
             if let (Some(lease), Some(seq)) = (real, seq) {
                 assert_eq!(lease.attempts, model.items[&seq].attempts);
                 assert_eq!(lease.item, format!("job {}", lease.key));
-                held.push((seq, lease));
+                held.push(((seq, model.items[&seq].leased_until), lease));
             }
         }
         Step::Ack(i) => {
-            if let Some((seq, lease)) = pick(held, i) {
+            if let Some(((seq, _), lease)) = pick(held, i) {
                 f.commit(|changes| f.queue.ack(changes, lease));
                 model.ack(seq);
             }
         }
         Step::Retry(i) => {
-            if let Some((seq, lease)) = pick(held, i) {
+            if let Some(((seq, _), lease)) = pick(held, i) {
                 f.commit(|changes| f.queue.retry(changes, lease, model.now, "failed"));
                 model.retry(seq);
             }
         }
         Step::Release(i) => {
-            if let Some((seq, lease)) = pick(held, i) {
+            if let Some(((seq, until), lease)) = pick(held, i) {
                 f.queue.release(lease);
-                if let Some(item) = model.items.get_mut(&seq) {
-                    (item.leased_until, item.not_before) = (0, 0);
+                if let Some(item) = model.items.get_mut(&seq)
+                    && item.leased_until == until
+                {
+                    item.leased_until = 0;
                 }
             }
         }

@@ -113,9 +113,10 @@ impl Index {
         Some(seq)
     }
 
-    /// Ends a lease. An item that is gone stays gone.
-    pub fn make_ready(&mut self, seq: u64) {
-        if self.until.contains_key(&seq) {
+    /// Ends the lease that runs until `until`. An item that is gone, leased anew or backing off
+    /// stays where it is.
+    pub fn release(&mut self, seq: u64, until: u64) {
+        if self.until.get(&seq) == Some(&until) {
             self.apply(Move::Ready(seq));
         }
     }
