@@ -27,6 +27,21 @@ pub struct FeeSettings {
     /// estimate means that the node knows too little to spend money by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback_sat_per_vb: Option<u64>,
+    /// Blocks that a batch waits for a block before it is replaced by one that pays more, and again before each
+    /// further replacement; at least 1.
+    #[serde(default = "default_bump_after_blocks")]
+    pub bump_after_blocks: u16,
+    /// Percent by which a replacement's fee rate exceeds the one before, even if the estimate asks for less.
+    #[serde(default = "default_bump_percent")]
+    pub bump_percent: u32,
+}
+
+fn default_bump_after_blocks() -> u16 {
+    6
+}
+
+fn default_bump_percent() -> u32 {
+    25
 }
 
 /// Why there is no fee rate.
@@ -62,6 +77,9 @@ impl FeeSettings {
             return Err(FeeError::Settings(
                 "the floor must be at least 1 sat/vB and no more than the ceiling",
             ));
+        }
+        if self.bump_after_blocks == 0 {
+            return Err(FeeError::Settings("bump_after_blocks must be at least 1"));
         }
         if self.fallback_sat_per_vb.is_some() && network == Network::Bitcoin {
             return Err(FeeError::Settings("no fallback is allowed on mainnet"));
@@ -131,6 +149,8 @@ mod tests {
             floor_sat_per_vb: 2,
             ceiling_sat_per_vb: 200,
             fallback_sat_per_vb: None,
+            bump_after_blocks: 6,
+            bump_percent: 25,
         }
     }
 
@@ -184,11 +204,12 @@ mod tests {
 
     #[test]
     fn contradictory_settings_are_refused() {
-        let broken: [fn(&mut FeeSettings); 4] = [
+        let broken: [fn(&mut FeeSettings); 5] = [
             |s| s.target_blocks = 0,
             |s| s.target_blocks = 1_009,
             |s| s.floor_sat_per_vb = 0,
             |s| s.floor_sat_per_vb = 201,
+            |s| s.bump_after_blocks = 0,
         ];
         for breaking in broken {
             let mut settings = settings();

@@ -20,6 +20,7 @@
 pub mod fees;
 pub mod follow;
 pub mod position;
+pub mod replace;
 pub mod rpc;
 pub mod scan;
 pub mod submit;

@@ -107,6 +107,10 @@ pub struct MempoolEntry {
     pub vsize: u64,
     /// Fee of this transaction alone.
     pub fee: Amount,
+    /// Transactions of the mempool that go if this one goes: itself, and all that spend from it.
+    pub descendants: u64,
+    /// What these pay together.
+    pub descendant_fees: Amount,
     /// When it came in, in seconds since 1970.
     pub time: u64,
 }
@@ -117,12 +121,15 @@ impl<'de> Deserialize<'de> for MempoolEntry {
         struct Fees {
             #[serde(deserialize_with = "btc")]
             base: Amount,
+            #[serde(deserialize_with = "btc")]
+            descendant: Amount,
         }
         #[derive(Deserialize)]
         struct Raw {
             wtxid: Wtxid,
             vsize: u64,
             fees: Fees,
+            descendantcount: u64,
             time: u64,
         }
         let raw = Raw::deserialize(deserializer)?;
@@ -130,6 +137,8 @@ impl<'de> Deserialize<'de> for MempoolEntry {
             wtxid: raw.wtxid,
             vsize: raw.vsize,
             fee: raw.fees.base,
+            descendants: raw.descendantcount,
+            descendant_fees: raw.fees.descendant,
             time: raw.time,
         })
     }

@@ -140,6 +140,8 @@ async fn without_an_estimate_only_a_configured_fallback_gives_a_rate() {
         floor_sat_per_vb: 1,
         ceiling_sat_per_vb: 100,
         fallback_sat_per_vb: None,
+        bump_after_blocks: 6,
+        bump_percent: 25,
     };
     let error = current_fee_rate(&rpc, &settings, Network::Regtest)
         .await

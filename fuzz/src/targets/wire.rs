@@ -150,6 +150,8 @@ fn fee_rate(estimate: Option<FeeRate>, least: FeeRate) -> Verdict {
         floor_sat_per_vb: 1,
         ceiling_sat_per_vb: 200,
         fallback_sat_per_vb: Some(2),
+        bump_after_blocks: 6,
+        bump_percent: 25,
     };
     if let Ok(rate) = choose_fee_rate(estimate, least, &settings) {
         assert!(rate <= FeeRate::from_sat_per_vb(200).unwrap() && rate >= least);
