@@ -9,7 +9,8 @@
 //!
 //! Nothing here decides about money. [`follow`] turns the node's best chain into a sequence of
 //! events whose position the caller stores, [`scan`] finds outputs and spends in a block, [`fees`]
-//! and [`submit`] talk to the mempool, and all of them share the client in [`rpc`].
+//! and [`submit`] talk to the mempool, [`replace`] knows what a fee bump must pay, and all of them
+//! share the client in [`rpc`].
 //!
 //! Heights are `u32`, counted from the genesis block at 0, as in Bitcoin's own `nLockTime`.
 #![cfg_attr(

@@ -80,8 +80,8 @@ pub fn raise(
         return Err(ReplaceError::TooMany(entry.descendants));
     }
     let at = |rate: FeeRate| rate.fee_wu(whole_vbytes(weight)).ok_or(ReplaceError::Overflow);
-    // Rule 4.
-    let relay = at(mempool.incremental_fee_rate)?;
+    // Rule 4; where nodes ask for nothing, S7 asks for a satoshi.
+    let relay = at(mempool.incremental_fee_rate)?.max(Amount::ONE_SAT);
     let plus_relay = |fee: Amount| fee.checked_add(relay).ok_or(ReplaceError::Overflow);
     // Rule 3: all that is evicted. Nodes want a higher rate, too, however much larger the replacement is.
     let evicted = replaced.entry.as_ref().map(|entry| entry.descendant_fees);

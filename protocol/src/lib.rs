@@ -9,6 +9,7 @@ pub mod admission;
 pub mod api;
 pub mod batch;
 pub mod blame;
+pub mod bump;
 pub mod deposit;
 pub mod epoch;
 pub mod hash;

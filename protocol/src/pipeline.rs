@@ -10,6 +10,9 @@
 //! ```
 //!
 //! The chain moves a batch whatever stage it was thought to be in: a node may have died between a step and its record.
+//! A fee bump ([`crate::bump`]) gives a batch another transaction and leaves it where it is: it is broadcast before and
+//! after. A block may have any of its transactions.
+//!
 //! An input that says what is so already changes nothing, so whoever does not know whether a step was taken takes it
 //! again.
 
