@@ -17,16 +17,18 @@ use protocol::{
     pipeline::Input,
     roster::Roster,
     signing::Waiting,
+    transaction::{BatchTransaction, BuildError},
 };
 use storage::Changes;
 use tokio::sync::watch;
 
 use crate::{
     advance::advance,
+    candidates,
     gossip::{self, Outcome, Report, Task},
     live::Live,
     pipeline::{Pipeline, StageError},
-    records::{BATCHES, BatchRecord, SIGN},
+    records::{BATCHES, BatchRecord, SIGN, SignedCandidate},
     refusals::{self, LeftOut, Weighed},
 };
 
@@ -64,16 +66,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     };
     let built = pipeline.transaction(&record, &transition)?;
     pipeline.say(format!("signing batch {}", record.sequence.0));
-    let task = Task {
-        subject: Subject::Batch(candidate.clone()),
-        messages: built.messages()?,
-        group: pipeline.vault.group().clone(),
-        needed: usize::from(pipeline.vault.roster().threshold),
-        roster: pipeline.roster.clone(),
-        standing: pipeline.standing.clone(),
-        me: pipeline.me,
-        store: pipeline.store.clone(),
-    };
+    let task = task(pipeline, &candidate, &built)?;
     let (parent, epoch) = (candidate.parent, pipeline.vault.group().epoch());
     let (view, epochs) = (pipeline.view(), pipeline.epochs.clone());
     let stop = pipeline.stop.clone();
@@ -103,10 +96,15 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     match report.outcome {
         Outcome::Signed { signatures, .. } => {
             let transaction = built.complete(&signatures)?;
-            let mut record = BatchRecord {
-                transaction: Some(transaction.clone()),
-                ..record
+            let mut record = record;
+            let signed = SignedCandidate {
+                candidate: candidate.clone(),
+                top_ups: record.top_ups.clone(),
+                transaction: transaction.clone(),
+                height: pipeline.height(),
+                at_ms: now_ms(),
             };
+            candidates::signed(&mut record, signed);
             advance(
                 &pipeline.store,
                 &mut changes,
@@ -131,8 +129,26 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     Ok(true)
 }
 
+/// What a session for a batch's transaction is about.
+pub(crate) fn task(
+    pipeline: &Pipeline,
+    candidate: &Candidate,
+    built: &BatchTransaction,
+) -> Result<Task, BuildError> {
+    Ok(Task {
+        subject: Subject::Batch(candidate.clone()),
+        messages: built.messages()?,
+        group: pipeline.vault.group().clone(),
+        needed: usize::from(pipeline.vault.roster().threshold),
+        roster: pipeline.roster.clone(),
+        standing: pipeline.standing.clone(),
+        me: pipeline.me,
+        store: pipeline.store.clone(),
+    })
+}
+
 /// Gives the signed transaction to everyone: by gossip, or one by one if it is too large for that.
-async fn hand_on(
+pub(crate) async fn hand_on(
     network: &Network,
     roster: &Roster,
     candidate: Candidate,

@@ -10,9 +10,11 @@ use node::clock::now_ms;
 use protocol::{
     api::{BatchStatus, RequestStatus, StageTimes},
     batch::MAX_TOP_UPS,
-    deposit::DepositTerms,
+    deposit::{DepositTerms, TermsError},
     parameters::{COINBASE_MATURITY, Parameters},
-    transaction::{BatchPlan, BatchTransaction, Commitment, Swept, TopUp, Treasury},
+    transaction::{
+        BatchPlan, BatchTransaction, BuildError, Commitment, Swept, TREASURY_DUST, TopUp, Treasury,
+    },
 };
 use storage::{Changes, Direction, Lease, Store};
 
@@ -54,6 +56,7 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let ready = requests.lengths().ready;
     if ready == 0 {
         pipeline.waiting_since = None;
+        pipeline.ask_for_top_up(None);
         return Ok(false);
     }
     let since = *pipeline.waiting_since.get_or_insert(now);
@@ -269,6 +272,7 @@ async fn fill(
         Err(reason) => {
             tracing::warn!(stage = "batch", %reason, "no batch now");
             pipeline.say(format!("waiting: {reason}"));
+            pipeline.ask_for_top_up(reason.lacking());
             for pick in picks {
                 requests.release(pick.lease);
             }
@@ -284,6 +288,7 @@ async fn fill(
         stage = "batch", sequence = sequence.0, operations = record.operations.len(),
         inputs = record.shape.0, outputs = record.shape.1, fee = %record.fee, "batch formed"
     );
+    pipeline.ask_for_top_up(None);
     changes.put(&BATCHES, &sequence.0, &record);
     store
         .queue(&PROVE)?
@@ -354,6 +359,9 @@ fn record(
         body: None,
         candidate: None,
         transaction: None,
+        candidates: Vec::new(),
+        bump: None,
+        bump_failure: None,
         shape: (built.unsigned.input.len(), built.unsigned.output.len()),
         treasury: built.treasury.value,
         supply: built.treasury.commitment.supply,
@@ -376,7 +384,7 @@ pub fn elapsed_ms(started: std::time::Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Builds the transaction with the fee that its weight asks for; an `Err` says what it waits for.
+/// Builds the transaction with the fee that its weight asks for.
 fn price(
     pipeline: &Pipeline,
     head: &Treasury,
@@ -384,7 +392,7 @@ fn price(
     top_ups: &[TopUp],
     next: Commitment,
     rate: FeeRate,
-) -> Result<BatchTransaction, String> {
+) -> Result<BatchTransaction, PriceError> {
     let vault = pipeline.vault.key();
     let mut deposits = Vec::new();
     let mut withdrawals = Vec::new();
@@ -392,9 +400,7 @@ fn price(
         if let (Operation::Deposit { outpoint, .. }, Some((terms, value))) =
             (&pick.operation, &pick.deposit)
         {
-            let address = terms
-                .address(&vault.group_key())
-                .map_err(|error| error.to_string())?;
+            let address = terms.address(&vault.group_key())?;
             deposits.push(Swept {
                 outpoint: *outpoint,
                 value: *value,
@@ -421,20 +427,47 @@ fn price(
         next,
         fee,
     };
-    let free =
-        BatchTransaction::build(vault, &plan(Amount::ZERO)).map_err(|error| error.to_string())?;
-    let fee = rate.fee_wu(free.weight()).ok_or("the fee overflows")?;
-    let built = BatchTransaction::build(vault, &plan(fee)).map_err(|error| error.to_string())?;
-    if built.treasury.value < next.supply {
-        let lacking = next
-            .supply
-            .checked_sub(built.treasury.value)
-            .unwrap_or(Amount::ZERO);
-        return Err(format!(
-            "the surplus does not cover the miner fee of {fee}: top the vault up with at least {lacking}"
-        ));
+    let free = BatchTransaction::build(vault, &plan(Amount::ZERO))?;
+    let fee = rate.fee_wu(free.weight()).ok_or(PriceError::Overflow)?;
+    let most = affordable(&free);
+    if fee > most {
+        let lacking = fee.checked_sub(most).unwrap_or(fee);
+        return Err(PriceError::Surplus { fee, lacking });
     }
-    Ok(built)
+    Ok(BatchTransaction::build(vault, &plan(fee))?)
+}
+
+/// The highest miner fee that a transaction could pay instead of its own, out of what the treasury holds beyond supply
+/// and dust (S5).
+pub(crate) fn affordable(built: &BatchTransaction) -> Amount {
+    let treasury = built.treasury;
+    let needed = treasury.commitment.supply.max(TREASURY_DUST);
+    let spare = treasury.value.checked_sub(needed).unwrap_or(Amount::ZERO);
+    built.fee.checked_add(spare).unwrap_or(built.fee)
+}
+
+/// Why there is no batch now.
+#[derive(Debug, thiserror::Error)]
+enum PriceError {
+    #[error(
+        "the surplus does not cover the miner fee of {fee}: top the vault up with at least {lacking}"
+    )]
+    Surplus { fee: Amount, lacking: Amount },
+    #[error("the fee overflows")]
+    Overflow,
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Terms(#[from] TermsError),
+}
+
+impl PriceError {
+    fn lacking(&self) -> Option<Amount> {
+        match self {
+            Self::Surplus { lacking, .. } => Some(*lacking),
+            _ => None,
+        }
+    }
 }
 
 /// Whether an output is deep enough for a batch (S2).
@@ -448,7 +481,7 @@ fn is_ripe(output: &UnspentOutput, parameters: &Parameters) -> bool {
 }
 
 /// Confirmed, unspent outputs that pay the vault directly, in outpoint order.
-async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
+pub(crate) async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
     let rows: Vec<_> = pipeline
         .store
         .iter(&TOP_UPS, .., Direction::Forward, 4 * MAX_TOP_UPS)?

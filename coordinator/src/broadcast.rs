@@ -136,7 +136,8 @@ async fn told(pipeline: &Pipeline, sequence: u64, reason: Option<&str>) -> Resul
     pipeline.commit(changes).await
 }
 
-async fn give(pipeline: &Pipeline, record: &BatchRecord) -> Result<(), String> {
+/// Gives a batch's latest transaction to the own node.
+pub(crate) async fn give(pipeline: &Pipeline, record: &BatchRecord) -> Result<(), String> {
     let transaction: &Transaction = record
         .transaction
         .as_ref()

@@ -12,6 +12,7 @@ use storage::{Changes, Direction, Store};
 
 use crate::{
     advance::advance,
+    candidates,
     pipeline::StageError,
     records::{BATCHES, BatchRecord, CONFIRM, TOP_UPS},
 };
@@ -31,10 +32,17 @@ pub fn take(
 ) -> Result<(), StageError> {
     for row in store.iter(&BATCHES, .., Direction::Back, MAX_OPEN)? {
         let (sequence, mut record) = row?;
-        let block = history
-            .confirmed(record.sequence)
-            .filter(|block| record.txid() == Some(block.txid));
-        let Some(input) = seen(&record, block, history.height(), final_confirmations) else {
+        let before = record.txid();
+        let block = match history.confirmed(record.sequence) {
+            Some(block) if candidates::take(store, &mut record, block)? => Some(block),
+            _ => None,
+        };
+        let is_other = record.txid() != before;
+        let input = match block {
+            Some(_) if is_other => Some(Input::Connected),
+            _ => seen(&record, block, history.height(), final_confirmations),
+        };
+        let Some(input) = input else {
             if record.status == BatchStatus::Final {
                 break;
             }
@@ -79,11 +87,14 @@ fn connected(record: &mut BatchRecord, block: &Confirmed, changes: &mut Changes)
     let sequence = record.sequence.0;
     tracing::info!(stage = "confirm", sequence, height = block.height, txid = %block.txid, "batch confirmed");
     record.height = Some(block.height);
-    if let Some(transaction) = &record.transaction {
-        for input in &transaction.input {
-            changes.delete(&TOP_UPS, &input.previous_output);
+    if let Some(candidate) = &record.candidate {
+        for outpoint in &candidate.top_ups {
+            changes.delete(&TOP_UPS, outpoint);
         }
     }
+    // The treasury is spent: no other candidate can be confirmed beside this one.
+    record.bump = None;
+    record.bump_failure = None;
     let since = record.broadcast_ms.unwrap_or_else(now_ms);
     record
         .stage_ms

@@ -18,6 +18,8 @@ pub mod api;
 pub mod batch;
 pub mod blame;
 pub mod broadcast;
+pub mod bump;
+pub mod candidates;
 pub mod confirm;
 pub mod copies;
 pub mod detect;

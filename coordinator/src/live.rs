@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use bitcoin::ScriptBuf;
+use bitcoin::{Amount, ScriptBuf};
 use node::history::History;
 use protocol::{
     deposit::TermsHash,
@@ -48,6 +48,8 @@ pub struct Live {
     pub bitcoind: bool,
     /// Who refuses the batch that is being signed, and why.
     pub refusals: Vec<(PeerKey, Refusal)>,
+    /// What the vault must be topped up with, at least, for a miner fee that its surplus does not cover.
+    pub top_up: Option<Amount>,
     /// Why signing has stopped (S14).
     pub alarm: Option<String>,
 }

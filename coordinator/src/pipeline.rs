@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use bitcoin::Amount;
 use chain::{
     follow::FollowError,
     rpc::{BitcoinRpc, RpcError},
@@ -159,6 +160,15 @@ impl Pipeline {
     /// Tells people what is being done.
     pub fn say(&self, phase: String) {
         self.live.send_modify(|live| live.phase = phase);
+    }
+
+    /// Tells people what the vault must be topped up with, or that nothing waits for that.
+    pub fn ask_for_top_up(&self, lacking: Option<Amount>) {
+        self.live.send_if_modified(|live| {
+            let changed = live.top_up != lacking;
+            live.top_up = lacking;
+            changed
+        });
     }
 
     /// The treasury that the next batch spends, if no batch is under way and the ledger is current.

@@ -35,7 +35,7 @@ pub const PENDING: Table<(u32, u64), [u8; 32]> = Table::new("pending", 1);
 /// Requests that were left out of a batch, by the time in Unix ms from which they are tried again.
 pub const LEFT_OUT: Table<(u64, [u8; 32]), Request> = Table::new("left_out", 1);
 /// Batches, by sequence number; a batch that is formed anew replaces an abandoned one.
-pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 3);
+pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 4);
 /// Bad shares: (operator, how-manieth that was kept).
 pub const BLAMES: Table<([u8; 32], u64), BlameRecord> = Table::new("blames", 1);
 /// What shows a bad share, by [`EvidenceId`].
@@ -235,6 +235,15 @@ pub struct BatchRecord {
     pub candidate: Option<Candidate>,
     /// Set once it is signed.
     pub transaction: Option<Transaction>,
+    /// All that was signed for it here, oldest first: each pays more than those before, and at most one is ever
+    /// confirmed. `candidate`, `transaction`, `top_ups`, `fee`, `shape` and `treasury` are the latest one's, or the
+    /// confirmed one's.
+    pub candidates: Vec<SignedCandidate>,
+    /// A candidate that pays more and is not signed yet. On disk before it is proposed: operators that gave a share for
+    /// it give none for one that pays the same (S7).
+    pub bump: Option<Bump>,
+    /// The last try to raise the fee, since the latest candidate, that came to nothing.
+    pub bump_failure: Option<BumpFailure>,
     /// Number of inputs and outputs of the transaction.
     pub shape: (usize, usize),
     /// Treasury after it.
@@ -269,6 +278,41 @@ impl BatchRecord {
     pub fn key(&self) -> BatchKey {
         (self.sequence.0, self.tries)
     }
+}
+
+/// A candidate with its signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedCandidate {
+    /// What was signed.
+    pub candidate: Candidate,
+    /// Top-ups that it collects.
+    pub top_ups: Vec<TopUp>,
+    /// With witnesses.
+    pub transaction: Transaction,
+    /// Height of the own chain when it was signed.
+    pub height: u32,
+    /// When that was.
+    pub at_ms: u64,
+}
+
+/// A candidate that is to replace those before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bump {
+    /// What is to be signed.
+    pub candidate: Candidate,
+    /// Top-ups that it collects.
+    pub top_ups: Vec<TopUp>,
+}
+
+/// Why a fee was not raised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BumpFailure {
+    /// In words.
+    pub reason: String,
+    /// Height of the own chain then.
+    pub height: u32,
+    /// The fee, if it was above the caps of too many operators (S5).
+    pub refused: Option<Amount>,
 }
 
 /// A bad share that an operator has sent. What shows it is in [`EVIDENCE`].

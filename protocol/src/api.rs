@@ -293,12 +293,32 @@ pub struct BatchDocument {
     pub signing_ms: Option<u64>,
     /// Miner fee.
     pub fee_sat: u64,
+    /// All transactions that were signed for it here, oldest first: the same operations and payouts for ever higher miner
+    /// fees. At most one of them is ever confirmed.
+    #[serde(default)]
+    pub candidates: Vec<CandidateDocument>,
+    /// Why its miner fee was not raised, though it is due; tried again with the next block.
+    #[serde(default)]
+    pub fee_bump: Option<String>,
     /// Treasury after it.
     pub treasury_sat: u64,
     /// Supply after it.
     pub supply_sat: u64,
     /// Time in each stage.
     pub stage_ms: StageTimes,
+}
+
+/// A signed transaction of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CandidateDocument {
+    /// Its id.
+    pub txid: String,
+    /// What it pays to miners.
+    pub fee_sat: u64,
+    /// Height of the coordinator's chain when it was signed.
+    pub height: u32,
+    /// When that was.
+    pub at_ms: u64,
 }
 
 /// Why an operator will not sign.
@@ -411,6 +431,10 @@ pub struct StatusDocument {
     /// Operators against which there is evidence of a bad share: `GET /v1/blame`.
     #[serde(default)]
     pub blamed: Vec<String>,
+    /// What the vault must be topped up with, at least, so that a batch can pay its miner fee, or a higher one; `null`
+    /// when nothing waits for that. Pay it to the vault's address: `GET /v1/vault`.
+    #[serde(default)]
+    pub top_up_sat: Option<u64>,
     /// Why signing stopped, if it did (S14).
     pub alarm: Option<String>,
 }

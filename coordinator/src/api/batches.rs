@@ -4,7 +4,7 @@ use axum::{Json, extract::State, routing::get};
 use ledger::OperationId;
 use node::history::kept_body;
 use protocol::{
-    api::{BatchDocument, BatchList, Page, RefusalDocument},
+    api::{BatchDocument, BatchList, CandidateDocument, Page, RefusalDocument},
     batch::Body,
     identity::PeerKey,
     message::Refusal,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     live::Reader,
-    records::{BATCHES, BatchRecord, Request},
+    records::{BATCHES, BatchRecord, Request, SignedCandidate},
 };
 
 /// A page of batches ends before its limit when its batches hold this many operations.
@@ -157,10 +157,24 @@ pub(super) fn document(
         attempts: record.attempts,
         signing_ms: record.signing_ms,
         fee_sat: record.fee.to_sat(),
+        candidates: record.candidates.iter().map(candidate).collect(),
+        fee_bump: record
+            .bump_failure
+            .as_ref()
+            .map(|failure| failure.reason.clone()),
         treasury_sat: record.treasury.to_sat(),
         supply_sat: record.supply.to_sat(),
         stage_ms: record.stage_ms.clone(),
     })
+}
+
+fn candidate(signed: &SignedCandidate) -> CandidateDocument {
+    CandidateDocument {
+        txid: signed.candidate.txid.to_string(),
+        fee_sat: signed.candidate.fee.to_sat(),
+        height: signed.height,
+        at_ms: signed.at_ms,
+    }
 }
 
 /// Ids in ledger order. Those of signed operations are known; a deposit's has to be computed.

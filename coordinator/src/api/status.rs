@@ -85,6 +85,7 @@ fn document(reader: &Reader) -> Result<StatusDocument, Failure> {
             .iter()
             .map(|(key, _)| name_of(reader, key))
             .collect(),
+        top_up_sat: live.top_up.map(bitcoin::Amount::to_sat),
         alarm: live.alarm,
     })
 }

@@ -21,8 +21,8 @@ use coordinator::{
     copies::Copies,
     live::{Live, Reader, SharedHistory, Watched},
     records::{
-        BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request as Wish,
-        TERMS, columns,
+        BATCHES, BatchRecord, BumpFailure, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress,
+        Request as Wish, SignedCandidate, TERMS, columns,
     },
     terms::Shown,
 };
@@ -436,6 +436,19 @@ impl Setting {
             top_ups: Vec::new(),
             fee: candidate.fee,
             body: Some(candidate.body),
+            candidates: vec![SignedCandidate {
+                candidate: candidate.clone(),
+                top_ups: Vec::new(),
+                transaction: transaction.clone(),
+                height: 104,
+                at_ms: 1_900,
+            }],
+            bump: None,
+            bump_failure: Some(BumpFailure {
+                reason: "the surplus does not cover a higher fee".to_owned(),
+                height: 104,
+                refused: None,
+            }),
             candidate: Some(candidate),
             transaction: Some(transaction),
             shape: (2, 2),
