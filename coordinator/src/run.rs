@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aggregate,
     answer::{self, Desk},
-    api, batch, broadcast, confirm,
+    api, batch, broadcast, bump, confirm,
     copies::Copies,
     detect, dissolve,
     epoch::{self, Epochs},
@@ -367,6 +367,7 @@ async fn step(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         return Ok(true);
     }
     Ok(aggregate::run(pipeline).await?
+        || bump::run(pipeline).await?
         || prove::run(pipeline).await?
         || batch::form(pipeline).await?)
 }

@@ -1,0 +1,485 @@
+//! Stage 7, once more: a batch that no block takes is given a transaction that pays more (RBF). Operations, proofs and
+//! payouts stay; output 0 shrinks by what the fee grows, and confirmed top-ups come in when the surplus runs low.
+//!
+//! ```text
+//! broadcast --so many blocks--> priced --on disk--> proposed, verified, signed --on disk--> handed on, submitted
+//!     ^                                                                                           |
+//!     '-------------------------------------------------------------------------------------------'
+//! ```
+//!
+//! Whatever goes wrong, the transaction that is out stays out, and its batch where it is. The next block brings the
+//! next try.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use bitcoin::Amount;
+use chain::{
+    fees::{self, FeeError},
+    replace::{Raise, ReplaceError, Replaced, raise},
+    rpc::RpcError,
+};
+use ledger::{OperationId, Transition};
+use node::{clock::now_ms, history};
+use protocol::{
+    api::BatchStatus,
+    batch::{Candidate, MAX_TOP_UPS},
+    bump::{Schedule, Unconfirmed},
+    identity::PeerKey,
+    message::{Refusal, Rule},
+    roster::Roster,
+    signing::Waiting,
+    transaction::{BatchTransaction, BuildError, TopUp},
+};
+use storage::Changes;
+
+use crate::{
+    aggregate::{hand_on, task},
+    batch::{affordable, ripe_top_ups},
+    broadcast, candidates,
+    gossip::{self, Outcome, Report},
+    pipeline::{Pipeline, StageError},
+    records::{BATCHES, BatchRecord, Bump, BumpFailure, SignedCandidate},
+    refusals::{self, Weighed},
+};
+
+/// How long so many operators may refuse a higher fee that it can't be signed, before it is given up for this block: one
+/// that is a block behind refuses first, and signs then.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a higher fee may take to be signed. Nothing else waits for it but the next one.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// Why there is no higher fee now.
+#[derive(Debug, thiserror::Error)]
+enum PriceError {
+    #[error(transparent)]
+    Fee(FeeError),
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
+    #[error(
+        "the surplus does not cover a miner fee of {fee}: top the vault up with at least {lacking}"
+    )]
+    Surplus { fee: Amount, lacking: Amount },
+    #[error(transparent)]
+    Stage(#[from] StageError),
+}
+
+impl From<FeeError> for PriceError {
+    fn from(error: FeeError) -> Self {
+        match error {
+            FeeError::Rpc(error) => Self::Stage(error.into()),
+            other => Self::Fee(other),
+        }
+    }
+}
+
+impl From<RpcError> for PriceError {
+    fn from(error: RpcError) -> Self {
+        Self::Stage(error.into())
+    }
+}
+
+impl From<BuildError> for PriceError {
+    fn from(error: BuildError) -> Self {
+        Self::Stage(error.into())
+    }
+}
+
+/// Raises the fee of the batch that waits for a block, if it is time to. Gives whether there may be more to do at once.
+///
+/// # Errors
+/// [`StageError`]; what is signed stays, and it is tried again.
+pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
+    let Some(record) = unconfirmed(pipeline)? else {
+        return Ok(false);
+    };
+    let tried = record.bump_failure.as_ref().map(|failure| failure.height);
+    if let Some(bump) = record.bump.clone() {
+        // From before a restart, or some have given a share for it: only this one, or a higher one, goes on.
+        if tried == Some(pipeline.height()) {
+            return Ok(false);
+        }
+        return sign(pipeline, record, bump).await;
+    }
+    let schedule = Schedule {
+        after: pipeline.settings.fees.bump_after_blocks,
+        window: pipeline.vault.parameters().bump_window,
+    };
+    let is_due = waiting_since(&record, tried)
+        .is_some_and(|waiting| schedule.is_due(&waiting, pipeline.height()));
+    if !is_due {
+        return Ok(false);
+    }
+    propose(pipeline, &record).await
+}
+
+/// The batch that is with the Bitcoin network and not in a block, if it builds on the latest treasury.
+fn unconfirmed(pipeline: &Pipeline) -> Result<Option<BatchRecord>, StageError> {
+    let Some(head) = pipeline.head() else {
+        return Ok(None);
+    };
+    let (is_behind, is_alarmed) = {
+        let live = pipeline.live.borrow();
+        (live.is_behind, live.alarm.is_some())
+    };
+    if is_behind || is_alarmed {
+        return Ok(None);
+    }
+    let next = head.commitment.sequence.0.saturating_add(1);
+    let record = pipeline.store.get(&BATCHES, &next)?;
+    Ok(record.filter(|record| {
+        let parent = record.candidate.as_ref().map(|candidate| candidate.parent);
+        record.status == BatchStatus::Broadcast && parent == Some(head.outpoint)
+    }))
+}
+
+/// `None` for a batch of which nothing was signed here: its witnesses are elsewhere.
+fn waiting_since(record: &BatchRecord, tried: Option<u32>) -> Option<Unconfirmed> {
+    Some(Unconfirmed {
+        first: record.candidates.first()?.height,
+        latest: record.candidates.last()?.height,
+        tried,
+    })
+}
+
+/// Prices a higher fee and keeps what is to be signed.
+async fn propose(pipeline: &Pipeline, record: &BatchRecord) -> Result<bool, StageError> {
+    let sequence = record.sequence.0;
+    let Some(transition) = pipeline.transition(record)? else {
+        return Ok(false);
+    };
+    let bump = match price(pipeline, record, &transition).await {
+        Ok(bump) => bump,
+        Err(PriceError::Stage(error)) => return Err(error),
+        Err(error) => {
+            let lacking = match &error {
+                PriceError::Surplus { lacking, .. } => Some(*lacking),
+                _ => None,
+            };
+            pipeline.ask_for_top_up(lacking);
+            fail(pipeline, record, error.to_string(), None).await?;
+            return Ok(false);
+        }
+    };
+    pipeline.ask_for_top_up(None);
+    let fee = bump.candidate.fee;
+    tracing::info!(stage = "bump", sequence, before = %record.fee, %fee, top_ups = bump.top_ups.len(), "raising the miner fee");
+    let mut changes = Changes::new();
+    // The history finds the body by the transaction that a block has.
+    changes.put(
+        &history::CANDIDATES,
+        &bump.candidate.txid,
+        &bump.candidate,
+    );
+    update(pipeline, record, changes, |record| {
+        record.bump = Some(bump);
+    })
+    .await
+}
+
+/// The candidate with the fee that is wanted, or the highest below it that the surplus allows and nodes relay.
+async fn price(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    transition: &Transition,
+) -> Result<Bump, PriceError> {
+    let settings = &pipeline.settings.fees;
+    let network = pipeline.vault.parameters().network;
+    let rate = fees::current_fee_rate(&pipeline.rpc, settings, network).await?;
+    let mempool = pipeline.rpc.mempool_info().await?;
+    let replaced = replaced(pipeline, record).await?;
+    let mut trial = record.clone();
+    let mut spare = ripe_top_ups(pipeline).await?;
+    spare.retain(|top_up| !record.top_ups.contains(top_up));
+    // The largest is the last.
+    spare.sort_unstable_by_key(|top_up| top_up.value);
+    loop {
+        let built = pipeline.transaction(&trial, transition)?;
+        let mut raise = raise(&replaced, built.weight(), rate, &mempool, settings)?;
+        stay_below_caps(&mut raise, record);
+        let most = affordable(&built);
+        if most < raise.wanted
+            && trial.top_ups.len() < MAX_TOP_UPS
+            && let Some(top_up) = spare.pop()
+        {
+            add(&mut trial.top_ups, top_up);
+            continue;
+        }
+        if most < raise.least {
+            return Err(PriceError::Surplus {
+                fee: raise.least,
+                lacking: raise.least.checked_sub(most).unwrap_or(raise.least),
+            });
+        }
+        trial.fee = raise.wanted.min(most);
+        let built = pipeline.transaction(&trial, transition)?;
+        let parent = record.candidate.clone();
+        let parent = parent.ok_or_else(|| StageError::Fault("no candidate".into()))?;
+        return Ok(Bump {
+            candidate: candidate(parent, &trial, &built),
+            top_ups: trial.top_ups,
+        });
+    }
+}
+
+/// The highest fee that was signed, and what the own node's mempool holds of the batch.
+async fn replaced(pipeline: &Pipeline, record: &BatchRecord) -> Result<Replaced, StageError> {
+    let highest = record
+        .candidates
+        .iter()
+        .max_by_key(|signed| signed.candidate.fee)
+        .ok_or_else(|| StageError::Fault("nothing is signed".into()))?;
+    let mut entry = None;
+    for signed in record.candidates.iter().rev() {
+        entry = pipeline.rpc.mempool_entry(signed.candidate.txid).await?;
+        if entry.is_some() {
+            break;
+        }
+    }
+    Ok(Replaced {
+        fee: highest.candidate.fee,
+        weight: highest.transaction.weight(),
+        entry,
+    })
+}
+
+/// After a fee that was too high for the operators (S5), half the way back to the least.
+fn stay_below_caps(raise: &mut Raise, record: &BatchRecord) {
+    let refused = record.bump_failure.as_ref().and_then(|last| last.refused);
+    if let Some(refused) = refused.filter(|refused| *refused > raise.least) {
+        let middle = raise.least.to_sat().midpoint(refused.to_sat());
+        raise.wanted = raise.wanted.min(Amount::from_sat(middle));
+    }
+}
+
+/// Keeps the outpoint order.
+fn add(top_ups: &mut Vec<TopUp>, top_up: TopUp) {
+    top_ups.push(top_up);
+    top_ups.sort_unstable();
+}
+
+fn candidate(before: Candidate, record: &BatchRecord, built: &BatchTransaction) -> Candidate {
+    Candidate {
+        top_ups: record
+            .top_ups
+            .iter()
+            .map(|top_up| top_up.outpoint)
+            .collect(),
+        fee: record.fee,
+        txid: built.unsigned.compute_txid(),
+        ..before
+    }
+}
+
+/// Has a higher fee signed, keeps it, and only then passes it on.
+async fn sign(
+    pipeline: &mut Pipeline,
+    record: BatchRecord,
+    bump: Bump,
+) -> Result<bool, StageError> {
+    let Some(transition) = pipeline.transition(&record)? else {
+        return Ok(false);
+    };
+    let Bump { candidate, top_ups } = bump;
+    let bumped = BatchRecord {
+        fee: candidate.fee,
+        top_ups: top_ups.clone(),
+        ..record.clone()
+    };
+    let built = pipeline.transaction(&bumped, &transition)?;
+    if built.unsigned.compute_txid() != candidate.txid {
+        return Err(StageError::Fault(format!(
+            "batch {}: the kept candidate is another transaction",
+            record.sequence.0
+        )));
+    }
+    pipeline.say(format!(
+        "raising the miner fee of batch {} to {}",
+        record.sequence.0, candidate.fee
+    ));
+    let task = task(pipeline, &candidate, &built)?;
+    let (parent, epoch) = (candidate.parent, pipeline.vault.group().epoch());
+    let (view, epochs) = (pipeline.view(), pipeline.epochs.clone());
+    let stop = pipeline.stop.clone();
+    let abandon = || {
+        stop.is_cancelled()
+            || epochs.wants_way(epoch)
+            || view.head().is_some_and(|head| head.outpoint != parent)
+    };
+    let mut vote = Vote::new(pipeline, &record);
+    let report = gossip::run(
+        &pipeline.network,
+        &pipeline.sessions,
+        task,
+        abandon,
+        |refusals, waiting| vote.is_lost(refusals, waiting),
+    )
+    .await;
+    let (attempts, why) = (vote.attempts, vote.why);
+    let Some(report) = report else {
+        // Shutdown, a block has one of its transactions, or the shares are of a new epoch.
+        return Ok(false);
+    };
+    let [blamed, silent] = &report.conduct;
+    pipeline.standing.learn(blamed, silent);
+    match &report.outcome {
+        Outcome::Signed { signatures, .. } => {
+            let signed = SignedCandidate {
+                transaction: built.complete(signatures)?,
+                candidate,
+                top_ups,
+                height: pipeline.height(),
+                at_ms: now_ms(),
+            };
+            keep_and_pass_on(pipeline, &record, signed, &report).await
+        }
+        Outcome::Refused => {
+            let fee = candidate.fee;
+            let is_above_caps = report
+                .refusals
+                .iter()
+                .any(|(_, refusal)| refusal.rule == Rule::S5);
+            let reason = format!("a miner fee of {fee} is not signed: {why}");
+            fail(pipeline, &record, reason, is_above_caps.then_some(fee)).await?;
+            if attempts == 0 {
+                // Nobody has given a share for it: the next one may pay less.
+                update(pipeline, &record, Changes::new(), |record| {
+                    record.bump = None;
+                })
+                .await?;
+            }
+            Ok(false)
+        }
+    }
+}
+
+async fn keep_and_pass_on(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    signed: SignedCandidate,
+    report: &Report,
+) -> Result<bool, StageError> {
+    let (sequence, candidate) = (record.sequence.0, signed.candidate.clone());
+    let transaction = signed.transaction.clone();
+    let written = update(pipeline, record, Changes::new(), |record| {
+        candidates::signed(record, signed);
+        record.blamed.extend(&report.blamed);
+        if let Outcome::Signed {
+            signers, attempts, ..
+        } = &report.outcome
+        {
+            record.signers.clone_from(signers);
+            record.attempts = *attempts;
+        }
+    })
+    .await?;
+    if !written {
+        // A block was faster.
+        return Ok(true);
+    }
+    tracing::info!(stage = "bump", sequence, txid = %candidate.txid, fee = %candidate.fee, "higher fee signed");
+    hand_on(
+        &pipeline.network,
+        &pipeline.roster,
+        candidate,
+        transaction,
+    )
+    .await;
+    if let Some(record) = pipeline.store.get(&BATCHES, &sequence)?
+        && let Err(reason) = broadcast::give(pipeline, &record).await
+    {
+        // Looked at again every few seconds, by the stage that gave it the first one.
+        tracing::warn!(stage = "bump", sequence, %reason, "the higher fee was not taken by the node");
+    }
+    Ok(true)
+}
+
+/// Writes why a fee was not raised; not tried again before the next block.
+async fn fail(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    reason: String,
+    refused: Option<Amount>,
+) -> Result<(), StageError> {
+    let (sequence, height) = (record.sequence.0, pipeline.height());
+    tracing::warn!(stage = "bump", sequence, height, %reason, "the miner fee was not raised");
+    pipeline.say(format!("batch {sequence} waits for a block: {reason}"));
+    let failure = BumpFailure {
+        reason,
+        height,
+        refused,
+    };
+    update(pipeline, record, Changes::new(), |record| {
+        record.bump_failure = Some(failure);
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Changes the record of a batch if it still waits for a block. Gives whether it did.
+async fn update(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    mut changes: Changes,
+    change: impl FnOnce(&mut BatchRecord),
+) -> Result<bool, StageError> {
+    // The block with this batch may come meanwhile: never take its status back.
+    let _writing = pipeline.writing.clone().lock_owned().await;
+    let now = pipeline.store.get(&BATCHES, &record.sequence.0)?;
+    let Some(mut now) =
+        now.filter(|now| now.key() == record.key() && now.status == BatchStatus::Broadcast)
+    else {
+        return Ok(false);
+    };
+    change(&mut now);
+    changes.put(&BATCHES, &now.sequence.0, &now);
+    pipeline.commit(changes).await.map(|()| true)
+}
+
+/// Follows who refuses a higher fee.
+struct Vote {
+    roster: std::sync::Arc<Roster>,
+    operations: BTreeSet<OperationId>,
+    begun: Instant,
+    blocked_since: Option<Instant>,
+    attempts: u32,
+    why: String,
+}
+
+impl Vote {
+    fn new(pipeline: &Pipeline, record: &BatchRecord) -> Self {
+        let vault = pipeline.vault.id();
+        let operations = record.operations.iter();
+        Self {
+            roster: pipeline.roster.clone(),
+            operations: operations.map(|operation| operation.id(&vault)).collect(),
+            begun: Instant::now(),
+            blocked_since: None,
+            attempts: 0,
+            why: String::new(),
+        }
+    }
+
+    /// Whether it is given up for this block.
+    fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], waiting: &Waiting) -> bool {
+        self.attempts = waiting.attempts;
+        let why = match refusals::weigh(&self.roster, refusals, &self.operations) {
+            Weighed::Possible => None,
+            Weighed::Wait { reason, .. } => Some(reason),
+            Weighed::LeaveOut(left_out) => {
+                let first = left_out.into_values().next();
+                Some(first.map_or_else(String::new, |left_out| left_out.reason))
+            }
+        };
+        if let Some(why) = why {
+            self.why = why;
+            let since = *self.blocked_since.get_or_insert_with(Instant::now);
+            return since.elapsed() >= PATIENCE;
+        }
+        self.why = gossip::describe(waiting, &self.roster);
+        self.blocked_since = None;
+        self.begun.elapsed() >= LONGEST
+    }
+}
