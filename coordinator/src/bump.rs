@@ -31,7 +31,7 @@ use protocol::{
     message::{Refusal, Rule},
     roster::Roster,
     signing::Waiting,
-    transaction::{BatchTransaction, BuildError, TopUp},
+    transaction::{BatchTransaction, TopUp},
 };
 use storage::Changes;
 
@@ -41,7 +41,7 @@ use crate::{
     broadcast, candidates,
     gossip::{self, Outcome, Report},
     pipeline::{Pipeline, StageError},
-    records::{BATCHES, BatchRecord, Bump, BumpFailure, SignedCandidate},
+    records::{BATCHES, BatchRecord, Bump, BumpFailure, RefusedFee, SignedCandidate},
     refusals::{self, Weighed},
 };
 
@@ -77,12 +77,6 @@ impl From<FeeError> for PriceError {
 
 impl From<RpcError> for PriceError {
     fn from(error: RpcError) -> Self {
-        Self::Stage(error.into())
-    }
-}
-
-impl From<BuildError> for PriceError {
-    fn from(error: BuildError) -> Self {
         Self::Stage(error.into())
     }
 }
@@ -159,7 +153,9 @@ async fn propose(pipeline: &Pipeline, record: &BatchRecord) -> Result<bool, Stag
                 _ => None,
             };
             pipeline.ask_for_top_up(lacking);
-            fail(pipeline, record, error.to_string(), None).await?;
+            // What the operators said of the last fee is still so.
+            let refused = last_refused(record);
+            fail(pipeline, record, error.to_string(), refused, None).await?;
             return Ok(false);
         }
     };
@@ -197,23 +193,23 @@ async fn price(
     spare.sort_unstable_by_key(|top_up| top_up.value);
     loop {
         let built = pipeline.transaction(&trial, transition)?;
-        let mut raise = raise(&replaced, built.weight(), rate, &mempool, settings)?;
-        stay_below_caps(&mut raise, record);
+        let mut range = raise(&replaced, built.weight(), rate, &mempool, settings)?;
+        stay_below_caps(&mut range, record);
         let most = affordable(&built);
-        if most < raise.wanted
+        if most < range.wanted
             && trial.top_ups.len() < MAX_TOP_UPS
             && let Some(top_up) = spare.pop()
         {
             add(&mut trial.top_ups, top_up);
             continue;
         }
-        if most < raise.least {
+        if most < range.least {
             return Err(PriceError::Surplus {
-                fee: raise.least,
-                lacking: raise.least.checked_sub(most).unwrap_or(raise.least),
+                fee: range.least,
+                lacking: range.least.checked_sub(most).unwrap_or(range.least),
             });
         }
-        trial.fee = raise.wanted.min(most);
+        trial.fee = range.wanted.min(most);
         let built = pipeline.transaction(&trial, transition)?;
         let parent = record.candidate.clone();
         let parent = parent.ok_or_else(|| StageError::Fault("no candidate".into()))?;
@@ -238,20 +234,29 @@ async fn replaced(pipeline: &Pipeline, record: &BatchRecord) -> Result<Replaced,
             break;
         }
     }
+    let fee = match last_refused(record) {
+        Some(RefusedFee::TooLow(refused)) => highest.candidate.fee.max(refused),
+        _ => highest.candidate.fee,
+    };
     Ok(Replaced {
-        fee: highest.candidate.fee,
+        fee,
         weight: highest.transaction.weight(),
         entry,
     })
 }
 
 /// After a fee that was too high for the operators (S5), half the way back to the least.
-fn stay_below_caps(raise: &mut Raise, record: &BatchRecord) {
-    let refused = record.bump_failure.as_ref().and_then(|last| last.refused);
-    if let Some(refused) = refused.filter(|refused| *refused > raise.least) {
-        let middle = raise.least.to_sat().midpoint(refused.to_sat());
-        raise.wanted = raise.wanted.min(Amount::from_sat(middle));
+fn stay_below_caps(range: &mut Raise, record: &BatchRecord) {
+    if let Some(RefusedFee::TooHigh(refused)) = last_refused(record)
+        && refused > range.least
+    {
+        let middle = range.least.to_sat().midpoint(refused.to_sat());
+        range.wanted = range.wanted.min(Amount::from_sat(middle));
     }
+}
+
+fn last_refused(record: &BatchRecord) -> Option<RefusedFee> {
+    record.bump_failure.as_ref()?.refused
 }
 
 /// Keeps the outpoint order.
@@ -337,19 +342,18 @@ async fn sign(
         }
         Outcome::Refused => {
             let fee = candidate.fee;
-            let is_above_caps = report
-                .refusals
-                .iter()
-                .any(|(_, refusal)| refusal.rule == Rule::S5);
+            let is_against = |rule| report.refusals.iter().any(|(_, why)| why.rule == rule);
+            let refused = if is_against(Rule::S7) {
+                Some(RefusedFee::TooLow(fee))
+            } else if is_against(Rule::S5) {
+                Some(RefusedFee::TooHigh(fee))
+            } else {
+                None
+            };
             let reason = format!("a miner fee of {fee} is not signed: {why}");
-            fail(pipeline, &record, reason, is_above_caps.then_some(fee)).await?;
-            if attempts == 0 {
-                // Nobody has given a share for it: the next one may pay less.
-                update(pipeline, &record, Changes::new(), |record| {
-                    record.bump = None;
-                })
-                .await?;
-            }
+            // Where nobody was asked for a share of it, the next one may pay less.
+            let bump = (attempts > 0).then_some(Bump { candidate, top_ups });
+            fail(pipeline, &record, reason, refused, bump).await?;
             Ok(false)
         }
     }
@@ -365,7 +369,11 @@ async fn keep_and_pass_on(
     let transaction = signed.transaction.clone();
     let written = update(pipeline, record, Changes::new(), |record| {
         candidates::signed(record, signed);
-        record.blamed.extend(&report.blamed);
+        for blamed in &report.blamed {
+            if !record.blamed.contains(blamed) {
+                record.blamed.push(*blamed);
+            }
+        }
         if let Outcome::Signed {
             signers, attempts, ..
         } = &report.outcome
@@ -396,12 +404,13 @@ async fn keep_and_pass_on(
     Ok(true)
 }
 
-/// Writes why a fee was not raised; not tried again before the next block.
+/// Writes why a fee was not raised, and what is still to be signed; not tried again before the next block.
 async fn fail(
     pipeline: &Pipeline,
     record: &BatchRecord,
     reason: String,
-    refused: Option<Amount>,
+    refused: Option<RefusedFee>,
+    bump: Option<Bump>,
 ) -> Result<(), StageError> {
     let (sequence, height) = (record.sequence.0, pipeline.height());
     tracing::warn!(stage = "bump", sequence, height, %reason, "the miner fee was not raised");
@@ -412,6 +421,7 @@ async fn fail(
         refused,
     };
     update(pipeline, record, Changes::new(), |record| {
+        record.bump = bump;
         record.bump_failure = Some(failure);
     })
     .await

@@ -311,8 +311,17 @@ pub struct BumpFailure {
     pub reason: String,
     /// Height of the own chain then.
     pub height: u32,
-    /// The fee, if it was above the caps of too many operators (S5).
-    pub refused: Option<Amount>,
+    /// The fee, if it was for the fee that operators did not sign.
+    pub refused: Option<RefusedFee>,
+}
+
+/// A miner fee that operators did not sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusedFee {
+    /// Above their caps (S5).
+    TooHigh(Amount),
+    /// Not above what they have signed for this batch, on another coordinator's word (S7).
+    TooLow(Amount),
 }
 
 /// A bad share that an operator has sent. What shows it is in [`EVIDENCE`].

@@ -30,6 +30,8 @@ use crate::{
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
+/// Blocks that pass a batch over before its fee is raised, where a scenario asks for it.
+pub const BUMP_AFTER_BLOCKS: u16 = 3;
 /// How long a process may take to end by itself before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Passphrase of the operators' key files.
@@ -55,6 +57,8 @@ pub struct Extras {
     pub tight_fees: bool,
     /// Most operations in one batch, where that is not the default; and a coordinator that takes requests faster.
     pub max_operations: Option<u16>,
+    /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over.
+    pub quick_bumps: bool,
 }
 
 impl Extras {
@@ -80,6 +84,15 @@ impl Extras {
     /// What the coordinator pays when the chain has no estimate, in sats per virtual byte.
     fn fee_rate(self) -> u64 {
         if self.tight_fees { 20 } else { 2 }
+    }
+
+    /// Blocks that may pass a batch over before it pays more.
+    fn bump_after_blocks(self) -> u16 {
+        if self.quick_bumps {
+            BUMP_AFTER_BLOCKS
+        } else {
+            4 * BUMP_AFTER_BLOCKS
+        }
     }
 }
 
@@ -557,6 +570,10 @@ fn write_coordinator(
     if let Some(fees) = settings.get_mut("fees").and_then(toml::Value::as_table_mut) {
         let rate = i64::try_from(extras.fee_rate())?;
         fees.insert("fallback_sat_per_vb".into(), rate.into());
+        fees.insert(
+            "bump_after_blocks".into(),
+            i64::from(extras.bump_after_blocks()).into(),
+        );
     }
     if extras.max_operations.is_some() {
         settings.insert("requests_per_second".into(), 2_000.into());

@@ -6,6 +6,7 @@ mod bitcoind_down;
 mod deep_reorg;
 mod double_spent_deposit;
 mod faulty;
+mod fee_bump;
 mod kill;
 mod lost_share;
 mod lying_coordinator;
@@ -67,6 +68,8 @@ pub enum Scenario {
     Reorg,
     /// The basic scenario, with the first batch's transaction vanishing from the mempool, twice.
     MempoolEviction,
+    /// The basic scenario, with blocks that pass the second batch over until its fee is raised.
+    FeeBump,
     /// The basic scenario, with a further deposit in the second batch that is double-spent in a reorganisation.
     DoubleSpentDeposit,
     /// The basic scenario, with n - t operators (at most four) that accept and then never answer a sign request.
@@ -107,6 +110,7 @@ impl Scenario {
             Self::LyingCoordinator => "lying-coordinator",
             Self::Reorg => "reorg",
             Self::MempoolEviction => "mempool-eviction",
+            Self::FeeBump => "fee-bump",
             Self::DoubleSpentDeposit => "double-spent-deposit",
             Self::FourSilent => "four-silent",
             Self::BadShares => "bad-shares",
@@ -124,6 +128,7 @@ impl Scenario {
     pub fn extras(self) -> Extras {
         match self {
             Self::LyingCoordinator => lying_coordinator::EXTRAS,
+            Self::FeeBump => fee_bump::EXTRAS,
             Self::BigBatch => big_batch::Numbers::default().extras(),
             _ => Extras::default(),
         }
@@ -479,6 +484,7 @@ async fn during_second_batch(
         Scenario::TotalLoss => total_loss::lose(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
         Scenario::Reorg => reorg::batch(network, story).await,
+        Scenario::FeeBump => fee_bump::pass_over(network, story).await,
         _ => Ok(()),
     }
 }
@@ -496,6 +502,7 @@ async fn afterwards(
         Scenario::LostShare => lost_share::see_signature(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::see_decisions(network, story).await,
         Scenario::UnknownSpend => unknown_spend::steal(network, story).await,
+        Scenario::FeeBump => fee_bump::see_confirmed(network, story).await,
         _ => Ok(()),
     }
 }

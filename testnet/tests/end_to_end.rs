@@ -113,6 +113,11 @@ async fn a_batch_that_the_mempool_forgets_is_submitted_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_blocks_pass_over_pays_more_up_to_the_ceiling_and_confirms() {
+    play(Scenario::FeeBump, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_double_spent_deposit_costs_nobody_else_anything() {
     play(Scenario::DoubleSpentDeposit, SMALL).await;
 }

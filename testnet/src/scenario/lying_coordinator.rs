@@ -21,6 +21,7 @@ pub(super) const EXTRAS: Extras = Extras {
     coordinators: 2,
     tight_fees: true,
     max_operations: None,
+    quick_bumps: false,
 };
 /// What the liar's accomplice deposits.
 const DEPOSIT: u64 = 400_000;
