@@ -79,7 +79,10 @@ pub fn raise(
     {
         return Err(ReplaceError::TooMany(entry.descendants));
     }
-    let at = |rate: FeeRate| rate.fee_wu(whole_vbytes(weight)).ok_or(ReplaceError::Overflow);
+    let at = |rate: FeeRate| {
+        rate.fee_wu(whole_vbytes(weight))
+            .ok_or(ReplaceError::Overflow)
+    };
     // Rule 4; where nodes ask for nothing, S7 asks for a satoshi.
     let relay = at(mempool.incremental_fee_rate)?.max(Amount::ONE_SAT);
     let plus_relay = |fee: Amount| fee.checked_add(relay).ok_or(ReplaceError::Overflow);
@@ -112,7 +115,9 @@ fn whole_vbytes(weight: Weight) -> Weight {
 /// Saturates, since the ceiling cuts off what is absurd.
 fn stepped(fee: Amount, percent: u32) -> Amount {
     let factor = u128::from(percent).saturating_add(100);
-    let sats = u128::from(fee.to_sat()).saturating_mul(factor).div_ceil(100);
+    let sats = u128::from(fee.to_sat())
+        .saturating_mul(factor)
+        .div_ceil(100);
     Amount::from_sat(u64::try_from(sats).unwrap_or(u64::MAX))
 }
 

@@ -10,34 +10,28 @@
 //! Whatever goes wrong, the transaction that is out stays out, and its batch where it is. The next block brings the
 //! next try.
 
+mod price;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use bitcoin::Amount;
-use chain::{
-    fees::{self, FeeError},
-    replace::{Raise, ReplaceError, Replaced, raise},
-    rpc::RpcError,
-};
-use ledger::{OperationId, Transition};
+use ledger::OperationId;
 use node::{clock::now_ms, history};
 use protocol::{
     api::BatchStatus,
-    batch::{Candidate, MAX_TOP_UPS},
     bump::{Schedule, Unconfirmed},
     identity::PeerKey,
     message::{Refusal, Rule},
     roster::Roster,
     signing::Waiting,
-    transaction::{BatchTransaction, TopUp},
 };
 use storage::Changes;
 
+use self::price::{PriceError, last_refused, price};
 use crate::{
     aggregate::{hand_on, task},
-    batch::{affordable, ripe_top_ups},
     broadcast, candidates,
     gossip::{self, Outcome, Report},
     pipeline::{Pipeline, StageError},
@@ -50,36 +44,6 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a higher fee may take to be signed. Nothing else waits for it but the next one.
 const LONGEST: Duration = Duration::from_secs(180);
-
-/// Why there is no higher fee now.
-#[derive(Debug, thiserror::Error)]
-enum PriceError {
-    #[error(transparent)]
-    Fee(FeeError),
-    #[error(transparent)]
-    Replace(#[from] ReplaceError),
-    #[error(
-        "the surplus does not cover a miner fee of {fee}: top the vault up with at least {lacking}"
-    )]
-    Surplus { fee: Amount, lacking: Amount },
-    #[error(transparent)]
-    Stage(#[from] StageError),
-}
-
-impl From<FeeError> for PriceError {
-    fn from(error: FeeError) -> Self {
-        match error {
-            FeeError::Rpc(error) => Self::Stage(error.into()),
-            other => Self::Fee(other),
-        }
-    }
-}
-
-impl From<RpcError> for PriceError {
-    fn from(error: RpcError) -> Self {
-        Self::Stage(error.into())
-    }
-}
 
 /// Raises the fee of the batch that waits for a block, if it is time to. Gives whether there may be more to do at once.
 ///
@@ -164,118 +128,11 @@ async fn propose(pipeline: &Pipeline, record: &BatchRecord) -> Result<bool, Stag
     tracing::info!(stage = "bump", sequence, before = %record.fee, %fee, top_ups = bump.top_ups.len(), "raising the miner fee");
     let mut changes = Changes::new();
     // The history finds the body by the transaction that a block has.
-    changes.put(
-        &history::CANDIDATES,
-        &bump.candidate.txid,
-        &bump.candidate,
-    );
+    changes.put(&history::CANDIDATES, &bump.candidate.txid, &bump.candidate);
     update(pipeline, record, changes, |record| {
         record.bump = Some(bump);
     })
     .await
-}
-
-/// The candidate with the fee that is wanted, or the highest below it that the surplus allows and nodes relay.
-async fn price(
-    pipeline: &Pipeline,
-    record: &BatchRecord,
-    transition: &Transition,
-) -> Result<Bump, PriceError> {
-    let settings = &pipeline.settings.fees;
-    let network = pipeline.vault.parameters().network;
-    let rate = fees::current_fee_rate(&pipeline.rpc, settings, network).await?;
-    let mempool = pipeline.rpc.mempool_info().await?;
-    let replaced = replaced(pipeline, record).await?;
-    let mut trial = record.clone();
-    let mut spare = ripe_top_ups(pipeline).await?;
-    spare.retain(|top_up| !record.top_ups.contains(top_up));
-    // The largest is the last.
-    spare.sort_unstable_by_key(|top_up| top_up.value);
-    loop {
-        let built = pipeline.transaction(&trial, transition)?;
-        let mut range = raise(&replaced, built.weight(), rate, &mempool, settings)?;
-        stay_below_caps(&mut range, record);
-        let most = affordable(&built);
-        if most < range.wanted
-            && trial.top_ups.len() < MAX_TOP_UPS
-            && let Some(top_up) = spare.pop()
-        {
-            add(&mut trial.top_ups, top_up);
-            continue;
-        }
-        if most < range.least {
-            return Err(PriceError::Surplus {
-                fee: range.least,
-                lacking: range.least.checked_sub(most).unwrap_or(range.least),
-            });
-        }
-        trial.fee = range.wanted.min(most);
-        let built = pipeline.transaction(&trial, transition)?;
-        let parent = record.candidate.clone();
-        let parent = parent.ok_or_else(|| StageError::Fault("no candidate".into()))?;
-        return Ok(Bump {
-            candidate: candidate(parent, &trial, &built),
-            top_ups: trial.top_ups,
-        });
-    }
-}
-
-/// The highest fee that was signed, and what the own node's mempool holds of the batch.
-async fn replaced(pipeline: &Pipeline, record: &BatchRecord) -> Result<Replaced, StageError> {
-    let highest = record
-        .candidates
-        .iter()
-        .max_by_key(|signed| signed.candidate.fee)
-        .ok_or_else(|| StageError::Fault("nothing is signed".into()))?;
-    let mut entry = None;
-    for signed in record.candidates.iter().rev() {
-        entry = pipeline.rpc.mempool_entry(signed.candidate.txid).await?;
-        if entry.is_some() {
-            break;
-        }
-    }
-    let fee = match last_refused(record) {
-        Some(RefusedFee::TooLow(refused)) => highest.candidate.fee.max(refused),
-        _ => highest.candidate.fee,
-    };
-    Ok(Replaced {
-        fee,
-        weight: highest.transaction.weight(),
-        entry,
-    })
-}
-
-/// After a fee that was too high for the operators (S5), half the way back to the least.
-fn stay_below_caps(range: &mut Raise, record: &BatchRecord) {
-    if let Some(RefusedFee::TooHigh(refused)) = last_refused(record)
-        && refused > range.least
-    {
-        let middle = range.least.to_sat().midpoint(refused.to_sat());
-        range.wanted = range.wanted.min(Amount::from_sat(middle));
-    }
-}
-
-fn last_refused(record: &BatchRecord) -> Option<RefusedFee> {
-    record.bump_failure.as_ref()?.refused
-}
-
-/// Keeps the outpoint order.
-fn add(top_ups: &mut Vec<TopUp>, top_up: TopUp) {
-    top_ups.push(top_up);
-    top_ups.sort_unstable();
-}
-
-fn candidate(before: Candidate, record: &BatchRecord, built: &BatchTransaction) -> Candidate {
-    Candidate {
-        top_ups: record
-            .top_ups
-            .iter()
-            .map(|top_up| top_up.outpoint)
-            .collect(),
-        fee: record.fee,
-        txid: built.unsigned.compute_txid(),
-        ..before
-    }
 }
 
 /// Has a higher fee signed, keeps it, and only then passes it on.
@@ -388,13 +245,7 @@ async fn keep_and_pass_on(
         return Ok(true);
     }
     tracing::info!(stage = "bump", sequence, txid = %candidate.txid, fee = %candidate.fee, "higher fee signed");
-    hand_on(
-        &pipeline.network,
-        &pipeline.roster,
-        candidate,
-        transaction,
-    )
-    .await;
+    hand_on(&pipeline.network, &pipeline.roster, candidate, transaction).await;
     if let Some(record) = pipeline.store.get(&BATCHES, &sequence)?
         && let Err(reason) = broadcast::give(pipeline, &record).await
     {

@@ -99,11 +99,7 @@ mod tests {
 
     /// Pays `fee` out of [`FUNDS`]; with a top-up from 5,000 sats on.
     fn candidate(fee: u64) -> SignedCandidate {
-        let top_ups = if fee < 5_000 {
-            vec![]
-        } else {
-            vec![top_up()]
-        };
+        let top_ups = if fee < 5_000 { vec![] } else { vec![top_up()] };
         let spent = [OutPoint::null()]
             .into_iter()
             .chain(top_ups.iter().map(|top_up| top_up.outpoint));

@@ -155,10 +155,7 @@ async fn a_batch_comes_with_transaction_proofs_digests_signers_and_refusals() {
     assert_eq!(batch["stage_ms"]["prove"], 1_234);
     assert_eq!(batch["candidates"][0]["txid"], batch["txid"]);
     assert_eq!(batch["candidates"][0]["fee_sat"], batch["fee_sat"]);
-    assert_eq!(
-        batch["fee_bump"],
-        "the surplus does not cover a higher fee"
-    );
+    assert_eq!(batch["fee_bump"], "the surplus does not cover a higher fee");
 
     setting
         .get("/v1/batches/99")

@@ -1,0 +1,226 @@
+//! What a replacement pays, and with which top-ups: pure but for what the own node says of fees and of its mempool.
+
+use bitcoin::Amount;
+use chain::{
+    fees::{self, FeeError},
+    replace::{Raise, ReplaceError, Replaced, raise},
+    rpc::RpcError,
+};
+use ledger::Transition;
+use protocol::{
+    batch::{Candidate, MAX_TOP_UPS},
+    transaction::{BatchTransaction, TopUp},
+};
+
+use crate::{
+    batch::{affordable, ripe_top_ups},
+    pipeline::{Pipeline, StageError},
+    records::{BatchRecord, Bump, RefusedFee},
+};
+
+/// Why there is no higher fee now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PriceError {
+    #[error(transparent)]
+    Fee(FeeError),
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
+    #[error(
+        "the surplus does not cover a miner fee of {fee}: top the vault up with at least {lacking}"
+    )]
+    Surplus { fee: Amount, lacking: Amount },
+    #[error(transparent)]
+    Stage(#[from] StageError),
+}
+
+impl From<FeeError> for PriceError {
+    fn from(error: FeeError) -> Self {
+        match error {
+            FeeError::Rpc(error) => Self::Stage(error.into()),
+            other => Self::Fee(other),
+        }
+    }
+}
+
+impl From<RpcError> for PriceError {
+    fn from(error: RpcError) -> Self {
+        Self::Stage(error.into())
+    }
+}
+
+/// The candidate with the fee that is wanted, or the highest below it that the surplus allows and nodes relay.
+pub(super) async fn price(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+    transition: &Transition,
+) -> Result<Bump, PriceError> {
+    let settings = &pipeline.settings.fees;
+    let network = pipeline.vault.parameters().network;
+    let rate = fees::current_fee_rate(&pipeline.rpc, settings, network).await?;
+    let mempool = pipeline.rpc.mempool_info().await?;
+    let replaced = replaced(pipeline, record).await?;
+    let mut trial = record.clone();
+    let mut spare = ripe_top_ups(pipeline).await?;
+    spare.retain(|top_up| !record.top_ups.contains(top_up));
+    // The largest is the last.
+    spare.sort_unstable_by_key(|top_up| top_up.value);
+    loop {
+        let built = pipeline.transaction(&trial, transition)?;
+        let mut range = raise(&replaced, built.weight(), rate, &mempool, settings)?;
+        stay_below_caps(&mut range, last_refused(record));
+        let most = affordable(&built);
+        let takes_more = trial.top_ups.len() < MAX_TOP_UPS;
+        match choose(&range, most, takes_more.then(|| spare.last()).flatten())? {
+            Choice::Add(top_up) => {
+                spare.pop();
+                trial.top_ups.push(top_up);
+                // Outpoint order.
+                trial.top_ups.sort_unstable();
+                continue;
+            }
+            Choice::Pay(fee) => trial.fee = fee,
+        }
+        let built = pipeline.transaction(&trial, transition)?;
+        let parent = record.candidate.clone();
+        let parent = parent.ok_or_else(|| StageError::Fault("no candidate".into()))?;
+        return Ok(Bump {
+            candidate: candidate(parent, &trial, &built),
+            top_ups: trial.top_ups,
+        });
+    }
+}
+
+/// The highest fee that was signed, and what the own node's mempool holds of the batch.
+async fn replaced(pipeline: &Pipeline, record: &BatchRecord) -> Result<Replaced, StageError> {
+    let highest = record
+        .candidates
+        .iter()
+        .max_by_key(|signed| signed.candidate.fee)
+        .ok_or_else(|| StageError::Fault("nothing is signed".into()))?;
+    let mut entry = None;
+    for signed in record.candidates.iter().rev() {
+        entry = pipeline.rpc.mempool_entry(signed.candidate.txid).await?;
+        if entry.is_some() {
+            break;
+        }
+    }
+    let fee = match last_refused(record) {
+        Some(RefusedFee::TooLow(refused)) => highest.candidate.fee.max(refused),
+        _ => highest.candidate.fee,
+    };
+    Ok(Replaced {
+        fee,
+        weight: highest.transaction.weight(),
+        entry,
+    })
+}
+
+/// After a fee that was too high for the operators (S5), half the way back to the least.
+fn stay_below_caps(range: &mut Raise, refused: Option<RefusedFee>) {
+    if let Some(RefusedFee::TooHigh(refused)) = refused
+        && refused > range.least
+    {
+        let middle = range.least.to_sat().midpoint(refused.to_sat());
+        range.wanted = range.wanted.min(Amount::from_sat(middle));
+    }
+}
+
+pub(super) fn last_refused(record: &BatchRecord) -> Option<RefusedFee> {
+    record.bump_failure.as_ref()?.refused
+}
+
+/// What to do with a surplus.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    Pay(Amount),
+    Add(TopUp),
+}
+
+/// Pays what is wanted, if need be with a further top-up; else as much as there is, if that is enough.
+fn choose(range: &Raise, most: Amount, spare: Option<&TopUp>) -> Result<Choice, PriceError> {
+    if let Some(top_up) = spare.filter(|_| most < range.wanted) {
+        return Ok(Choice::Add(*top_up));
+    }
+    if most >= range.least {
+        return Ok(Choice::Pay(range.wanted.min(most)));
+    }
+    Err(PriceError::Surplus {
+        fee: range.least,
+        lacking: range.least.checked_sub(most).unwrap_or(range.least),
+    })
+}
+
+fn candidate(before: Candidate, record: &BatchRecord, built: &BatchTransaction) -> Candidate {
+    Candidate {
+        top_ups: record
+            .top_ups
+            .iter()
+            .map(|top_up| top_up.outpoint)
+            .collect(),
+        fee: record.fee,
+        txid: built.unsigned.compute_txid(),
+        ..before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::OutPoint;
+
+    use super::*;
+
+    const RANGE: Raise = Raise {
+        least: Amount::from_sat(1_500),
+        wanted: Amount::from_sat(3_000),
+    };
+
+    fn top_up() -> TopUp {
+        TopUp {
+            outpoint: OutPoint::null(),
+            value: Amount::from_sat(10_000),
+        }
+    }
+
+    fn chosen(most: u64, spare: Option<&TopUp>) -> Option<Choice> {
+        choose(&RANGE, Amount::from_sat(most), spare).ok()
+    }
+
+    #[test]
+    fn a_top_up_is_added_only_when_the_surplus_runs_low() {
+        let top_up = top_up();
+        let wanted = Choice::Pay(RANGE.wanted);
+        assert_eq!(chosen(3_000, Some(&top_up)), Some(wanted));
+        assert_eq!(chosen(2_999, Some(&top_up)), Some(Choice::Add(top_up)));
+        assert_eq!(chosen(0, Some(&top_up)), Some(Choice::Add(top_up)));
+    }
+
+    #[test]
+    fn without_top_ups_the_surplus_pays_what_it_can_or_says_what_is_lacking() {
+        let some = Choice::Pay(Amount::from_sat(2_000));
+        assert_eq!(chosen(2_000, None), Some(some));
+        let error = choose(&RANGE, Amount::from_sat(1_200), None).unwrap_err();
+        let PriceError::Surplus { fee, lacking } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((fee.to_sat(), lacking.to_sat()), (1_500, 300));
+    }
+
+    #[test]
+    fn a_fee_above_the_caps_goes_half_the_way_back_and_never_below_the_least() {
+        let mut range = RANGE;
+        stay_below_caps(
+            &mut range,
+            Some(RefusedFee::TooHigh(Amount::from_sat(2_500))),
+        );
+        assert_eq!(range.wanted, Amount::from_sat(2_000));
+        for refused in [
+            None,
+            Some(RefusedFee::TooHigh(Amount::from_sat(1_500))),
+            Some(RefusedFee::TooLow(Amount::from_sat(2_500))),
+        ] {
+            let mut range = RANGE;
+            stay_below_caps(&mut range, refused);
+            assert_eq!(range, RANGE);
+        }
+    }
+}
