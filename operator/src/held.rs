@@ -14,10 +14,12 @@ use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Tab
 
 /// Batches of one peer that are kept for one sequence number.
 pub const MAX_PER_PEER: usize = 4;
+/// Further candidates of one peer, for bodies that are here already: more than a bump window brings.
+pub const MAX_BUMPS_PER_PEER: usize = 64;
 /// How far ahead of this operator's head a batch may be, which the others may have seen confirmed earlier.
 pub const MAX_AHEAD: u64 = 2;
 /// Rows looked at for one sequence number: more than a roster can fill.
-const MAX_ROWS: usize = MAX_PER_PEER * protocol::roster::MAX_OPERATORS;
+const MAX_ROWS: usize = (MAX_PER_PEER + MAX_BUMPS_PER_PEER) * protocol::roster::MAX_OPERATORS;
 
 /// By sequence number, transaction id, and hash of the body: several peers may say different things of one transaction,
 /// and the chain tells which of them fits.
@@ -31,7 +33,8 @@ pub const TABLES: [ColumnName; 1] = [HELD.name()];
 pub struct Held {
     /// What is said to carry the body.
     pub candidate: Candidate,
-    /// The encoded body; its hash is the candidate's.
+    /// The encoded body; its hash is the candidate's. On disk it is empty where another row of the sequence number has
+    /// it: a fee bump is another candidate for the same body.
     pub body: Vec<u8>,
     from: PeerKey,
 }
@@ -78,27 +81,50 @@ pub fn hold(
     if decoded.sequence != candidate.sequence || decoded.vault != candidate.vault {
         return Err(refuse("the body is of another batch than its candidate"));
     }
-    let there = of(store, candidate.sequence)?;
+    let there = rows(store, candidate.sequence)?;
     if there.iter().any(|held| held.candidate == candidate) {
         return Ok(());
     }
-    if there.iter().filter(|held| held.from == from).count() >= MAX_PER_PEER {
+    let key = key(&candidate);
+    let is_here = there
+        .iter()
+        .any(|held| held.is_full() && held.candidate.body == candidate.body && held.key() != key);
+    let (most, what) = if is_here {
+        (MAX_BUMPS_PER_PEER, "further candidates")
+    } else {
+        (MAX_PER_PEER, "batches")
+    };
+    let own = there
+        .iter()
+        .filter(|held| held.from == from && held.is_full() != is_here);
+    if own.count() >= most {
         return Err(refuse(format!(
-            "{MAX_PER_PEER} batches of this peer are held for this sequence number"
+            "{most} {what} of this peer are held for this sequence number"
         )));
     }
+    let held = Held {
+        candidate,
+        body: if is_here { Vec::new() } else { body },
+        from,
+    };
     let mut changes = Changes::new();
-    changes.put(
-        &HELD,
-        &(sequence, candidate.txid, candidate.body.0),
-        &Held {
-            candidate,
-            body,
-            from,
-        },
-    );
+    changes.put(&HELD, &key, &held);
     store.commit(changes)?;
     Ok(())
+}
+
+impl Held {
+    fn is_full(&self) -> bool {
+        !self.body.is_empty()
+    }
+
+    fn key(&self) -> (u64, Txid, [u8; 32]) {
+        key(&self.candidate)
+    }
+}
+
+fn key(candidate: &Candidate) -> (u64, Txid, [u8; 32]) {
+    (candidate.sequence.0, candidate.txid, candidate.body.0)
 }
 
 /// What others have sent as the batch with that number and transaction id.
@@ -106,13 +132,21 @@ pub fn hold(
 /// # Errors
 /// A damaged database.
 pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Vec<Held>, ReadError> {
-    let mut held = of(store, sequence)?;
-    held.retain(|held| held.candidate.txid == *txid);
-    Ok(held)
+    let all = rows(store, sequence)?;
+    let mut found = Vec::new();
+    for held in all.iter().filter(|held| held.candidate.txid == *txid) {
+        let mut full = all.iter().filter(|other| other.is_full());
+        let body = full.find(|other| other.candidate.body == held.candidate.body);
+        found.extend(body.map(|with| Held {
+            body: with.body.clone(),
+            ..held.clone()
+        }));
+    }
+    Ok(found)
 }
 
-/// Everything held for a sequence number.
-fn of(store: &Store, sequence: SequenceNumber) -> Result<Vec<Held>, ReadError> {
+/// Everything held for a sequence number, as it is on disk.
+fn rows(store: &Store, sequence: SequenceNumber) -> Result<Vec<Held>, ReadError> {
     let from = first_key(sequence.0);
     let to = first_key(sequence.0.saturating_add(1));
     store
@@ -158,6 +192,7 @@ mod tests {
     fn batch(sequence: u64, n: u8) -> (Candidate, Vec<u8>) {
         let (mut candidate, mut body) = testing::candidate_and_body();
         body.sequence = SequenceNumber(sequence);
+        body.digests[0][0] ^= n;
         candidate.sequence = body.sequence;
         candidate.txid = bitcoin::hashes::Hash::from_byte_array([n; 32]);
         candidate.body = body.hash();
@@ -242,6 +277,59 @@ mod tests {
                 "{sequence}"
             );
         }
+    }
+
+    /// The same batch in another transaction.
+    fn bump(candidate: &Candidate, n: u8) -> Candidate {
+        Candidate {
+            txid: bitcoin::hashes::Hash::from_byte_array([n; 32]),
+            fee: candidate.fee + bitcoin::Amount::from_sat(n.into()),
+            ..candidate.clone()
+        }
+    }
+
+    #[test]
+    fn every_bump_of_a_batch_is_found_with_its_body_and_keeps_no_other_batch_out() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let offer = |by: u8, candidate: &Candidate, body: &[u8]| {
+            let (candidate, body) = (candidate.clone(), body.to_vec());
+            hold(&store, vault, SequenceNumber(0), peer(by), candidate, body)
+        };
+        let (candidate, body) = batch(1, 5);
+        offer(1, &candidate, &body).unwrap();
+        let bumps: Vec<_> = (100..).take(MAX_BUMPS_PER_PEER).collect();
+        for n in &bumps {
+            offer(1, &bump(&candidate, *n), &body).unwrap();
+        }
+        for n in &bumps {
+            let bump = bump(&candidate, *n);
+            let found = find(&store, SequenceNumber(1), &bump.txid).unwrap();
+            let [held] = found.as_slice() else {
+                panic!("{found:?}")
+            };
+            assert_eq!((&held.candidate, &held.body), (&bump, &body));
+        }
+        let one_more = offer(1, &bump(&candidate, 99), &body);
+        assert!(refusal(one_more).reason.contains("of this peer"));
+        offer(2, &bump(&candidate, 99), &body).unwrap();
+        let (other, other_body) = batch(1, 6);
+        offer(1, &other, &other_body).unwrap();
+    }
+
+    #[test]
+    fn a_body_stays_though_somebody_says_otherwise_of_its_transaction() {
+        let (_dir, store) = testing::store();
+        let vault = testing::vault();
+        let (candidate, body) = batch(1, 5);
+        let mut said = candidate.clone();
+        said.fee += bitcoin::Amount::ONE_SAT;
+        for (by, candidate) in [(1, &candidate), (2, &said)] {
+            let (candidate, body) = (candidate.clone(), body.clone());
+            hold(&store, vault, SequenceNumber(0), peer(by), candidate, body).unwrap();
+        }
+        let found = find(&store, SequenceNumber(1), &candidate.txid).unwrap();
+        assert!(found.iter().all(|held| held.body == body) && !found.is_empty());
     }
 
     #[test]
