@@ -325,7 +325,8 @@ impl Vote {
 
     /// Whether it is given up for this block.
     fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], waiting: &Waiting) -> bool {
-        self.attempts = waiting.attempts;
+        // A session that begins anew counts from 1 again.
+        self.attempts = self.attempts.max(waiting.attempts);
         let why = match refusals::weigh(&self.roster, refusals, &self.operations) {
             Weighed::Possible => None,
             Weighed::Wait { reason, .. } => Some(reason),

@@ -15,6 +15,7 @@ mod bitcoind;
 mod connecting;
 mod following;
 mod outputs;
+mod replacing;
 mod submitting;
 
 use std::time::Duration;

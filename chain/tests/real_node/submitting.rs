@@ -10,7 +10,7 @@ use crate::bitcoind::Bitcoind;
 use crate::node_with_coins;
 
 /// A signed, unsent transaction of the miner's wallet that spends its first coin.
-async fn payment(node: &Bitcoind, sats: u64, sat_per_vb: u64) -> Transaction {
+pub(crate) async fn payment(node: &Bitcoind, sats: u64, sat_per_vb: u64) -> Transaction {
     let address = node.new_address().await.unwrap().to_string();
     let coins: Vec<Value> = node.miner().call("listunspent", &[]).await.unwrap();
     let mut coins: Vec<_> = coins
