@@ -3,7 +3,10 @@
 use bitcoin::{Amount, Network, OutPoint, TxOut, Txid};
 use coordinator::{
     api::parse_operation,
-    records::{self, BatchRecord, DepositRecord, OperationRecord, Progress, TopUpRecord},
+    records::{
+        self, BatchRecord, Bump, BumpFailure, DepositRecord, OperationRecord, Progress, RefusedFee,
+        SignedCandidate, TopUpRecord,
+    },
 };
 use node::history::{self, Confirmed};
 use operator::held::Held;
@@ -190,6 +193,22 @@ fn batch_record(next: &Treasury, top_up: TopUp) -> BatchRecord {
         body: Some(honest.candidate.body),
         candidate: Some(honest.candidate.clone()),
         transaction: Some(transaction.clone()),
+        candidates: vec![SignedCandidate {
+            candidate: honest.candidate.clone(),
+            top_ups: vec![top_up],
+            transaction: transaction.clone(),
+            height: 101,
+            at_ms: 1,
+        }],
+        bump: Some(Bump {
+            candidate: honest.candidate.clone(),
+            top_ups: vec![top_up],
+        }),
+        bump_failure: Some(BumpFailure {
+            reason: "above the caps".to_owned(),
+            height: 102,
+            refused: Some(RefusedFee::TooHigh(honest.candidate.fee)),
+        }),
         shape: (transaction.input.len(), transaction.output.len()),
         treasury: next.value,
         supply: next.commitment.supply,

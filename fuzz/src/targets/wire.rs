@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use bitcoin::{
     Amount, Block, BlockHash, CompactTarget, FeeRate, Network, OutPoint, ScriptBuf, TxMerkleNode,
-    Txid,
+    Txid, Weight,
     block::{Header, Version},
     consensus::encode,
     hashes::Hash as _,
 };
 use chain::{
     fees::{FeeSettings, choose_fee_rate},
+    replace::{Replaced, raise},
     rpc::{
         BlockRef, ChainInfo, FeeEstimate, MempoolEntry, MempoolInfo, MempoolVerdict, UnspentOutput,
         read_reply,
@@ -126,7 +127,10 @@ fn reply(bytes: &[u8]) -> Verdict {
             Err(_) => Verdict::Refused,
         },
         4 => taken::<Vec<MempoolVerdict>>(rest),
-        5 => taken::<Option<MempoolEntry>>(rest),
+        5 => match read_reply::<Option<MempoolEntry>>("m", 500, rest) {
+            Ok(entry) => replacement(entry),
+            Err(error) => verdict(Err::<(), _>(error)),
+        },
         6 => taken::<BlockRef>(rest),
         7 => taken::<BlockHash>(rest),
         _ => match read_reply::<String>("m", 200, rest) {
@@ -143,18 +147,43 @@ fn taken<T: DeserializeOwned>(body: &[u8]) -> Verdict {
     verdict(read_reply::<T>("m", 500, body))
 }
 
-fn fee_rate(estimate: Option<FeeRate>, least: FeeRate) -> Verdict {
-    let settings = FeeSettings {
-        target_blocks: 6,
-        margin_percent: 10,
-        floor_sat_per_vb: 1,
-        ceiling_sat_per_vb: 200,
-        fallback_sat_per_vb: Some(2),
-        bump_after_blocks: 6,
-        bump_percent: 25,
+/// The highest rate that is paid, whatever a node says.
+const CEILING: u64 = 200;
+
+const FEES: FeeSettings = FeeSettings {
+    target_blocks: 6,
+    margin_percent: 10,
+    floor_sat_per_vb: 1,
+    ceiling_sat_per_vb: CEILING,
+    fallback_sat_per_vb: Some(2),
+    bump_after_blocks: 6,
+    bump_percent: 25,
+};
+
+/// What a node says of the mempool makes no replacement dearer than the ceiling.
+fn replacement(entry: Option<MempoolEntry>) -> Verdict {
+    let rate = FeeRate::BROADCAST_MIN;
+    let mempool = MempoolInfo {
+        size: 1,
+        min_fee_rate: rate,
+        min_relay_fee_rate: rate,
+        incremental_fee_rate: rate,
     };
-    if let Ok(rate) = choose_fee_rate(estimate, least, &settings) {
-        assert!(rate <= FeeRate::from_sat_per_vb(200).unwrap() && rate >= least);
+    let replaced = Replaced {
+        fee: Amount::from_sat(1_000),
+        weight: Weight::from_wu(2_000),
+        entry,
+    };
+    if let Ok(raised) = raise(&replaced, replaced.weight, rate, &mempool, &FEES) {
+        assert!(replaced.fee < raised.least && raised.least <= raised.wanted);
+        assert!(raised.wanted.to_sat() <= CEILING * replaced.weight.to_vbytes_ceil());
+    }
+    Verdict::Accepted
+}
+
+fn fee_rate(estimate: Option<FeeRate>, least: FeeRate) -> Verdict {
+    if let Ok(rate) = choose_fee_rate(estimate, least, &FEES) {
+        assert!(rate <= FeeRate::from_sat_per_vb(CEILING).unwrap() && rate >= least);
     }
     Verdict::Accepted
 }
@@ -208,7 +237,7 @@ fn honest_reply() -> Vec<(&'static str, Vec<u8>)> {
             result(
                 5,
                 &format!(
-                    r#"{{"wtxid":"{hash}","vsize":141,"fees":{{"base":0.00000141}},"time":1700000000}}"#
+                    r#"{{"wtxid":"{hash}","vsize":141,"fees":{{"base":0.00000141,"descendant":0.00009141}},"descendantcount":3,"time":1700000000}}"#
                 ),
             ),
         ),
