@@ -21,8 +21,8 @@ pub const MAX_AHEAD: u64 = 2;
 /// Rows looked at for one sequence number: more than a roster can fill.
 const MAX_ROWS: usize = (MAX_PER_PEER + MAX_BUMPS_PER_PEER) * protocol::roster::MAX_OPERATORS;
 
-/// By sequence number, transaction id, and hash of the body: several peers may say different things of one transaction,
-/// and the chain tells which of them fits.
+/// By sequence number, transaction id, and hash of the candidate: several peers may say different things of one
+/// transaction, and the chain tells which of them fits. Nothing that is said later takes the place of what is there.
 const HELD: Table<(u64, Txid, [u8; 32]), Held> = Table::new("held", 2);
 
 /// The tables of this module.
@@ -85,10 +85,9 @@ pub fn hold(
     if there.iter().any(|held| held.candidate == candidate) {
         return Ok(());
     }
-    let key = key(&candidate);
     let is_here = there
         .iter()
-        .any(|held| held.is_full() && held.candidate.body == candidate.body && held.key() != key);
+        .any(|held| held.is_full() && held.candidate.body == candidate.body);
     let (most, what) = if is_here {
         (MAX_BUMPS_PER_PEER, "further candidates")
     } else {
@@ -102,6 +101,7 @@ pub fn hold(
             "{most} {what} of this peer are held for this sequence number"
         )));
     }
+    let key = (sequence, candidate.txid, candidate.hash());
     let held = Held {
         candidate,
         body: if is_here { Vec::new() } else { body },
@@ -117,14 +117,6 @@ impl Held {
     fn is_full(&self) -> bool {
         !self.body.is_empty()
     }
-
-    fn key(&self) -> (u64, Txid, [u8; 32]) {
-        key(&self.candidate)
-    }
-}
-
-fn key(candidate: &Candidate) -> (u64, Txid, [u8; 32]) {
-    (candidate.sequence.0, candidate.txid, candidate.body.0)
 }
 
 /// What others have sent as the batch with that number and transaction id.
@@ -318,18 +310,25 @@ mod tests {
     }
 
     #[test]
-    fn a_body_stays_though_somebody_says_otherwise_of_its_transaction() {
+    fn what_is_held_stays_though_somebody_says_otherwise_of_its_transaction() {
         let (_dir, store) = testing::store();
         let vault = testing::vault();
         let (candidate, body) = batch(1, 5);
-        let mut said = candidate.clone();
-        said.fee += bitcoin::Amount::ONE_SAT;
-        for (by, candidate) in [(1, &candidate), (2, &said)] {
+        let mut other_fee = candidate.clone();
+        other_fee.fee += bitcoin::Amount::ONE_SAT;
+        let mut other_top_ups = candidate.clone();
+        other_top_ups.top_ups = vec![candidate.parent];
+        let said = [candidate.clone(), other_fee, other_top_ups];
+        for (by, candidate) in (1..).zip(&said) {
             let (candidate, body) = (candidate.clone(), body.clone());
             hold(&store, vault, SequenceNumber(0), peer(by), candidate, body).unwrap();
         }
         let found = find(&store, SequenceNumber(1), &candidate.txid).unwrap();
-        assert!(found.iter().all(|held| held.body == body) && !found.is_empty());
+        assert_eq!(found.len(), said.len());
+        for said in &said {
+            let held = found.iter().find(|held| held.candidate == *said);
+            assert_eq!(held.map(|held| &held.body), Some(&body));
+        }
     }
 
     #[test]

@@ -162,3 +162,12 @@ pub struct Candidate {
     /// What the transaction's id must come out as.
     pub txid: Txid,
 }
+
+impl Candidate {
+    /// Names all that is said of a transaction.
+    pub fn hash(&self) -> [u8; 32] {
+        // Postcard does not fail on this type; a failure would only give a hash that nobody else has.
+        let bytes = postcard::to_stdvec(self).unwrap_or_default();
+        hash::tagged("drawbridge/candidate", &[&bytes])
+    }
+}
