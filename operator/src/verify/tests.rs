@@ -16,7 +16,7 @@ use rand::rngs::OsRng;
 use super::{
     Evidence, Verified, again, batch,
     fixture::{
-        Case, Users, bump, honest, outpoint, output, payout_script, rebuilt, without_proofs,
+        Case, Users, build, bump, honest, outpoint, output, payout_script, rebuilt, without_proofs,
     },
     genesis,
 };
@@ -75,6 +75,90 @@ fn cases_of_standing() -> Vec<Case> {
     ]
 }
 
+/// This body has a share; a coordinator asks for another transaction of it.
+fn cases_of_bumps() -> Vec<Case> {
+    fn paid_more(e: &mut Evidence, payout: i64, treasury: i64) {
+        bump(e);
+        let mut unsigned = build(e).unsigned;
+        for (output, more) in [(2, payout), (0, treasury)] {
+            let output = &mut unsigned.output[output];
+            output.value = Amount::from_sat(output.value.to_sat().strict_add_signed(more));
+        }
+        e.candidate.txid = unsigned.compute_txid();
+    }
+    vec![
+        (
+            "a bump that pays a receiver more",
+            |e| paid_more(e, 1, -1),
+            Rule::S1,
+            "rebuilt from own data",
+        ),
+        (
+            "a bump that a receiver pays for",
+            |e| paid_more(e, -1, 0),
+            Rule::S1,
+            "rebuilt from own data",
+        ),
+        (
+            "a bump that takes more out of the treasury than it says",
+            |e| paid_more(e, 0, -1),
+            Rule::S1,
+            "rebuilt from own data",
+        ),
+        (
+            "a bump with a lower fee",
+            |e| {
+                bump(e);
+                e.candidate.fee -= Amount::from_sat(2);
+                rebuilt(e);
+            },
+            Rule::S7,
+            "must pay more",
+        ),
+        (
+            "a bump with the same fee and a top-up",
+            |e| {
+                bump(e);
+                e.candidate.fee -= Amount::ONE_SAT;
+                e.candidate.top_ups = vec![outpoint(9)];
+                rebuilt(e);
+            },
+            Rule::S7,
+            "must pay more",
+        ),
+        (
+            "a bump with a fee above the cap",
+            |e| {
+                bump(e);
+                e.candidate.fee = Amount::from_sat(5_001);
+                rebuilt(e);
+            },
+            Rule::S5,
+            "above this operator's cap",
+        ),
+        (
+            "a bump above what users paid lately",
+            |e| {
+                bump(e);
+                e.standing.recent.net_fees = 1_601;
+            },
+            Rule::S5,
+            "within 144 blocks",
+        ),
+        (
+            "a bump with an unconfirmed top-up",
+            |e| {
+                bump(e);
+                output(e, 9).confirmations = 0;
+                e.candidate.top_ups = vec![outpoint(9)];
+                rebuilt(e);
+            },
+            Rule::S2,
+            "confirmations",
+        ),
+    ]
+}
+
 #[test]
 fn an_honest_batch_is_verified_and_each_single_change_is_refused_by_its_rule() {
     let keys = Keys::setup(&mut OsRng).unwrap();
@@ -91,6 +175,7 @@ fn an_honest_batch_is_verified_and_each_single_change_is_refused_by_its_rule() {
         super::s04_ledger::cases::all(),
         super::s05_reserves::cases::all(),
         cases_of_standing(),
+        cases_of_bumps(),
     ]
     .concat();
     for (name, change, rule, words) in cases {
