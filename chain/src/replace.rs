@@ -136,6 +136,7 @@ fn scaled(fee: Amount, weight: Weight, before: Weight) -> Result<Amount, Replace
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::DEFAULT_DUST_FEE_RATE;
 
     const WEIGHT: Weight = Weight::from_wu(2_000);
 
@@ -161,6 +162,7 @@ mod tests {
             min_fee_rate: rate(1),
             min_relay_fee_rate: rate(1),
             incremental_fee_rate: rate(1),
+            dust_fee_rate: DEFAULT_DUST_FEE_RATE,
         }
     }
 

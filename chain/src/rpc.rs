@@ -19,7 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use replies::{
-    BlockRef, ChainInfo, FeeEstimate, MempoolEntry, MempoolInfo, MempoolVerdict, UnspentOutput,
+    BlockRef, ChainInfo, DEFAULT_DUST_FEE_RATE, FeeEstimate, MempoolEntry, MempoolInfo,
+    MempoolVerdict, UnspentOutput,
 };
 pub use settings::{RpcSettings, SettingsError};
 pub use transport::{BitcoinRpc, read_reply};

@@ -7,7 +7,10 @@ use std::{
 };
 
 use bitcoin::OutPoint;
-use chain::{BitcoinRpc, RpcError, rpc::UnspentOutput};
+use chain::{
+    BitcoinRpc, RpcError,
+    rpc::{MempoolInfo, UnspentOutput},
+};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use node::history;
 use protocol::{
@@ -136,6 +139,14 @@ async fn look(
         .into_iter()
         .filter_map(|(outpoint, output)| Some((outpoint, output?)))
         .collect())
+}
+
+/// What the own node asks of transactions before it relays them.
+///
+/// # Errors
+/// A [`Refusal`] under S1 when the own node does not answer.
+pub async fn mempool(rpc: &BitcoinRpc) -> Result<MempoolInfo, Refusal> {
+    rpc.mempool_info().await.map_err(no_node)
 }
 
 /// What the own node says of one output, and its chain's height then.

@@ -1,6 +1,6 @@
 //! Types of the replies that the bridge reads. Fields that it does not use are left out.
 
-use bitcoin::{Amount, BlockHash, FeeRate, ScriptBuf, Txid, Wtxid};
+use bitcoin::{Amount, BlockHash, FeeRate, Script, ScriptBuf, Txid, Weight, Wtxid};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -158,6 +158,37 @@ pub struct MempoolInfo {
     /// What a replacement must add to the fee rate that it replaces (BIP-125, rule 4).
     #[serde(rename = "incrementalrelayfee", deserialize_with = "btc_per_kvb")]
     pub incremental_fee_rate: FeeRate,
+    /// Rate at which an output that costs more to spend than it holds is dust. Only Bitcoin Knots says it; elsewhere it
+    /// is [`DEFAULT_DUST_FEE_RATE`], unless the node's operator has set another.
+    #[serde(
+        rename = "dustrelayfee",
+        default = "default_dust_fee_rate",
+        deserialize_with = "btc_per_kvb"
+    )]
+    pub dust_fee_rate: FeeRate,
+}
+
+/// Bitcoin Core's default of `-dustrelayfee`: 3 sat/vB.
+pub const DEFAULT_DUST_FEE_RATE: FeeRate = FeeRate::DUST;
+
+fn default_dust_fee_rate() -> FeeRate {
+    DEFAULT_DUST_FEE_RATE
+}
+
+impl MempoolInfo {
+    /// The least that an output to this script must hold for nodes to relay it.
+    #[must_use]
+    pub fn dust_limit(&self, script: &Script) -> Amount {
+        script.minimal_non_dust_custom(self.dust_fee_rate)
+    }
+
+    /// The least that a transaction of this weight must pay for nodes to relay it at all, however empty the mempool.
+    #[must_use]
+    pub fn least_fee(&self, weight: Weight) -> Amount {
+        self.min_relay_fee_rate
+            .fee_wu(Weight::from_vb_unchecked(weight.to_vbytes_ceil()))
+            .unwrap_or(Amount::MAX_MONEY)
+    }
 }
 
 /// An estimate of the fee rate (`estimatesmartfee`).
@@ -219,6 +250,23 @@ mod tests {
             serde_json::from_str(r#"{"feerate":0.00012345,"blocks":2}"#).unwrap();
         // 12,345 sat/kvB are 3,086.25 sat/kwu.
         assert_eq!(some.fee_rate, Some(FeeRate::from_sat_per_kwu(3_087)));
+    }
+
+    #[test]
+    fn what_a_mempool_asks_of_an_output_and_of_a_fee_is_what_its_node_says() {
+        let said = |dust: &str| -> MempoolInfo {
+            let text = format!(
+                r#"{{"size":0,"mempoolminfee":0.00002,"minrelaytxfee":0.000001,"incrementalrelayfee":0.00001{dust}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let taproot = ScriptBuf::from_hex(&format!("5120{}", "01".repeat(32))).unwrap();
+        // Bitcoin Core does not say its dust rate.
+        assert_eq!(said("").dust_limit(&taproot), Amount::from_sat(330));
+        let strict = said(r#","dustrelayfee":0.00006"#);
+        assert_eq!(strict.dust_limit(&taproot), Amount::from_sat(660));
+        // 0.1 sat/vB, and 141 vbytes for 561 weight units.
+        assert_eq!(strict.least_fee(Weight::from_wu(561)), Amount::from_sat(15));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, sync::LazyLock};
 
-use bitcoin::{Amount, BlockHash, OutPoint, ScriptBuf, Transaction, TxOut, hashes::Hash as _};
-use chain::rpc::UnspentOutput;
+use bitcoin::{
+    Amount, BlockHash, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, hashes::Hash as _,
+};
+use chain::rpc::{DEFAULT_DUST_FEE_RATE, MempoolInfo, UnspentOutput};
 use ledger::Ledger;
 use operator::{
     books::Recent,
@@ -119,6 +121,13 @@ fn evidence(proposal: &Proposal, body: Body) -> Evidence {
         body,
         head,
         outputs,
+        mempool: MempoolInfo {
+            size: 0,
+            min_fee_rate: FeeRate::BROADCAST_MIN,
+            min_relay_fee_rate: FeeRate::BROADCAST_MIN,
+            incremental_fee_rate: FeeRate::BROADCAST_MIN,
+            dust_fee_rate: DEFAULT_DUST_FEE_RATE,
+        },
         replay,
         standing: Standing {
             height: proposal.height,

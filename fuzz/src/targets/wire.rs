@@ -168,6 +168,7 @@ fn replacement(entry: Option<MempoolEntry>) -> Verdict {
         min_fee_rate: rate,
         min_relay_fee_rate: rate,
         incremental_fee_rate: rate,
+        dust_fee_rate: FeeRate::DUST,
     };
     let replaced = Replaced {
         fee: Amount::from_sat(1_000),

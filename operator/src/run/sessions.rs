@@ -11,7 +11,7 @@ use std::{
 };
 
 use bitcoin::OutPoint;
-use chain::rpc::UnspentOutput;
+use chain::rpc::{MempoolInfo, UnspentOutput};
 use node::{
     clock,
     cost::{Meter, Stopwatch},
@@ -236,9 +236,11 @@ impl Node {
                 let body = body::decode(&bytes, open.vault.parameters().max_operations)?;
                 let confirmations = open.vault.parameters().deposit_confirmations;
                 let outputs = body::outputs(&rpc, &candidate, &body, confirmations).await?;
+                let mempool = body::mempool(&rpc).await?;
                 catch_up(&open).await;
                 let judge = move || {
-                    let evidence = Arc::new(gather(&open, candidate, body, outputs, standing)?);
+                    let evidence =
+                        Arc::new(gather(&open, candidate, body, outputs, mempool, standing)?);
                     let watch = Stopwatch::process();
                     let verified = verify::batch(evidence.clone(), &key);
                     watch.cost().record(&JUDGE, evidence.body.proofs.len());
@@ -532,6 +534,7 @@ fn gather(
     candidate: Candidate,
     body: Body,
     outputs: BTreeMap<OutPoint, UnspentOutput>,
+    mempool: MempoolInfo,
     standing: Standing,
 ) -> Result<Evidence, Refusal> {
     let mut books = lock(&open.books);
@@ -553,6 +556,7 @@ fn gather(
         candidate,
         body,
         outputs,
+        mempool,
     })
 }
 

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, str::FromStr as _, sync::Arc};
 
-use bitcoin::{Amount, OutPoint, ScriptBuf, Txid, XOnlyPublicKey, hashes::Hash as _};
-use chain::rpc::UnspentOutput;
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Txid, XOnlyPublicKey, hashes::Hash as _};
+use chain::rpc::{DEFAULT_DUST_FEE_RATE, MempoolInfo, UnspentOutput};
 use ledger::{
     AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, TransferRequest, VaultId,
     WithdrawRequest,
@@ -182,6 +182,13 @@ pub(super) fn without_proofs(users: &Users) -> Evidence {
         body,
         head,
         outputs,
+        mempool: MempoolInfo {
+            size: 0,
+            min_fee_rate: FeeRate::BROADCAST_MIN,
+            min_relay_fee_rate: FeeRate::BROADCAST_MIN,
+            incremental_fee_rate: FeeRate::BROADCAST_MIN,
+            dust_fee_rate: DEFAULT_DUST_FEE_RATE,
+        },
         replay: Ok(transition),
         standing: standing(),
     };

@@ -51,7 +51,7 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{OutPoint, Transaction};
-use chain::rpc::UnspentOutput;
+use chain::rpc::{MempoolInfo, UnspentOutput};
 use ledger::{Operation, OperationError, OperationId, Transition};
 use proof::VerifyingKey;
 use protocol::{
@@ -84,6 +84,8 @@ pub struct Evidence {
     pub head: Treasury,
     /// What the own node says of every deposit and top-up: unspent on the best chain, or not there.
     pub outputs: BTreeMap<OutPoint, UnspentOutput>,
+    /// What the own node asks of transactions before it relays them.
+    pub mempool: MempoolInfo,
     /// The operations, replayed on the own ledger at `head`.
     pub replay: Result<Transition, (usize, OperationError)>,
     /// What may be different at the sign request.
@@ -180,7 +182,7 @@ pub fn batch(evidence: Arc<Evidence>, key: &VerifyingKey) -> Result<VerifiedBatc
     let transition = s04_ledger::check(&evidence, key)?;
     let transaction = s01_rebuilt::check(&evidence, &inputs, transition)?;
     s13_treasury::check(&evidence.vault, &transaction)?;
-    s05_reserves::check(&transaction, transition)?;
+    s05_reserves::check(&evidence, &transaction, transition)?;
     s05_reserves::check_caps(&evidence, standing, &transaction)?;
     s07_one_batch::check(&evidence, standing)?;
     s06_policy::check(&evidence, standing)?;

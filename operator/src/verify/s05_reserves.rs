@@ -1,5 +1,6 @@
-//! S5: treasury after >= supply after, and >= dust. The miner fee is one that nodes relay; it, its rate, and fees
-//! spent beyond fees earned in a rolling window stay under this operator's caps.
+//! S5: treasury after >= supply after, and >= dust. The transaction is one that the own node relays, as far as fee and
+//! amounts go; the miner fee, its rate, and fees spent beyond fees earned in a rolling window stay under this operator's
+//! caps.
 
 use bitcoin::Amount;
 use ledger::{Operation, Transition};
@@ -11,10 +12,8 @@ use protocol::{
 
 use super::{Evidence, Standing};
 
-/// Bitcoin Core's default minimum relay fee rate until version 29, in sats per virtual byte.
-const MIN_RELAY_SAT_PER_VB: u64 = 1;
-
 pub(super) fn check(
+    evidence: &Evidence,
     transaction: &BatchTransaction,
     transition: &Transition,
 ) -> Result<(), Refusal> {
@@ -25,18 +24,38 @@ pub(super) fn check(
             "the treasury would hold {value} for a supply of {supply}"
         )));
     }
-    if value < TREASURY_DUST {
+    let mempool = &evidence.mempool;
+    let dust = mempool.dust_limit(evidence.vault.script_pubkey());
+    if value < TREASURY_DUST.max(dust) {
         return Err(refuse(format!(
             "the treasury would hold {value}, below the dust limit"
         )));
     }
+    // What no node relays could not confirm, and would stand in the way of others for the replacement delay (S7).
     let fee = transaction.fee;
     let vbytes = transaction.weight().to_vbytes_ceil();
-    if fee.to_sat() < vbytes.saturating_mul(MIN_RELAY_SAT_PER_VB) {
-        // It could not confirm, and would stand in the way of others for the replacement delay (S7).
+    let least = mempool.least_fee(transaction.weight());
+    if fee < least {
         return Err(refuse(format!(
-            "{fee} for {vbytes} vbytes is less than nodes relay"
+            "{fee} for {vbytes} vbytes is less than nodes relay: this operator's asks for {least}"
         )));
+    }
+    for operation in &evidence.body.operations {
+        let Operation::Withdraw {
+            amount,
+            script_pubkey,
+            ..
+        } = operation
+        else {
+            continue;
+        };
+        let dust = mempool.dust_limit(script_pubkey);
+        if *amount < dust {
+            let id = operation.id(&evidence.body.vault);
+            let why =
+                format!("a payout of {amount} is dust for this operator's node, below {dust}");
+            return Err(refuse(why).of(id));
+        }
     }
     Ok(())
 }
@@ -96,7 +115,7 @@ fn refuse(reason: String) -> Refusal {
 
 #[cfg(test)]
 pub(super) mod cases {
-    use bitcoin::Amount;
+    use bitcoin::{Amount, FeeRate};
     use protocol::message::Rule;
 
     use crate::verify::fixture::{Case, rebuilt, set_fees};
@@ -123,6 +142,18 @@ pub(super) mod cases {
                 },
                 Rule::S5,
                 "less than nodes relay",
+            ),
+            (
+                "a fee that the own node does not relay",
+                |e| e.mempool.min_relay_fee_rate = FeeRate::from_sat_per_vb(10).unwrap(),
+                Rule::S5,
+                "less than nodes relay",
+            ),
+            (
+                "a payout that the own node does not relay",
+                |e| e.mempool.dust_fee_rate = FeeRate::from_sat_per_vb(205).unwrap(),
+                Rule::S5,
+                "is dust for this operator's node",
             ),
             (
                 "a fee above the cap",
