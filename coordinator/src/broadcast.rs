@@ -12,6 +12,7 @@ use storage::{Changes, Direction};
 use crate::{
     advance::{advance, explain},
     batch::elapsed_ms,
+    candidates,
     pipeline::{Pipeline, StageError},
     records::{BATCHES, BROADCAST, BatchRecord},
 };
@@ -42,7 +43,11 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     };
     pipeline.say(format!("broadcasting batch {}", record.sequence.0));
     let started = Instant::now();
-    match give(pipeline, &record).await {
+    let given = match &record.transaction {
+        Some(transaction) => give(pipeline, record.sequence.0, transaction).await,
+        None => Err("the batch has no transaction".to_owned()),
+    };
+    match given {
         Ok(()) => {
             let elapsed = elapsed_ms(started);
             // The block with this batch may have come meanwhile: never take its status back.
@@ -90,31 +95,77 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
         return Ok(());
     }
     pipeline.looked_ms = now;
+    complete(pipeline).await?;
     let next = head.commitment.sequence.0.saturating_add(1);
     let rows: Vec<_> = pipeline
         .store
         .iter(&BATCHES, next.., Direction::Forward, MAX_OPEN)?
         .collect::<Result<_, _>>()?;
     for (sequence, record) in rows {
-        let Some(transaction) = record
-            .transaction
-            .as_ref()
-            .filter(|_| record.status == BatchStatus::Broadcast)
-        else {
-            continue;
-        };
-        let txid = transaction.compute_txid();
+        if record.status == BatchStatus::Broadcast && !record.candidates.is_empty() {
+            let reason = see_to(pipeline, &record).await?;
+            told(pipeline, sequence, reason.as_deref()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Sees that the node has a batch: the candidate that pays most, or one before it, where the node does not take that one,
+/// as when a reorganisation has taken its top-ups. Gives why the node has none.
+async fn see_to(pipeline: &Pipeline, record: &BatchRecord) -> Result<Option<String>, StageError> {
+    let sequence = record.sequence.0;
+    let mut refused = None;
+    for signed in candidates::highest_first(record) {
+        let txid = signed.candidate.txid;
         if pipeline.rpc.mempool_entry(txid).await?.is_some() {
-            told(pipeline, sequence, None).await?;
-            continue;
+            return Ok(None);
         }
         tracing::warn!(stage = "broadcast", sequence, %txid, "the node has not got the batch any more; submitting it again");
-        let given = give(pipeline, &record).await;
-        let reason = given.err().map(|reason| {
-            tracing::warn!(stage = "broadcast", sequence, %reason, "an unconfirmed batch was refused");
-            format!("batch {sequence} waits: the Bitcoin node says: {reason}")
-        });
-        told(pipeline, sequence, reason.as_deref()).await?;
+        match give(pipeline, sequence, &signed.transaction).await {
+            Ok(()) => return Ok(None),
+            Err(reason) => {
+                tracing::warn!(stage = "broadcast", sequence, %txid, %reason, "an unconfirmed batch was refused");
+                refused.get_or_insert(format!(
+                    "batch {sequence} waits: the Bitcoin node says: {reason}"
+                ));
+            }
+        }
+    }
+    Ok(refused)
+}
+
+/// Batches that were signed elsewhere have no witnesses here; their block has them. With those a batch can be submitted
+/// from here, too, when its block leaves the chain.
+async fn complete(pipeline: &Pipeline) -> Result<(), StageError> {
+    let rows: Vec<_> = pipeline
+        .store
+        .iter(&BATCHES, .., Direction::Back, MAX_OPEN)?
+        .collect::<Result<_, _>>()?;
+    let is_bare = |record: &BatchRecord| {
+        record.status == BatchStatus::Confirmed && record.transaction.is_none()
+    };
+    for (sequence, record) in rows {
+        let (Some(txid), Some(height)) = (record.txid(), record.height) else {
+            continue;
+        };
+        if !is_bare(&record) {
+            continue;
+        }
+        let Some(block) = pipeline.rpc.block_hash_at(height).await? else {
+            continue;
+        };
+        let Some(transaction) = pipeline.rpc.transaction(txid, Some(block)).await? else {
+            continue;
+        };
+        let _writing = pipeline.writing.clone().lock_owned().await;
+        let now = pipeline.store.get(&BATCHES, &sequence)?;
+        let Some(mut now) = now.filter(|now| is_bare(now) && now.txid() == Some(txid)) else {
+            continue;
+        };
+        candidates::complete(&mut now, transaction, height, now_ms());
+        let mut changes = Changes::new();
+        changes.put(&BATCHES, &sequence, &now);
+        pipeline.commit(changes).await?;
     }
     Ok(())
 }
@@ -136,15 +187,15 @@ async fn told(pipeline: &Pipeline, sequence: u64, reason: Option<&str>) -> Resul
     pipeline.commit(changes).await
 }
 
-/// Gives a batch's latest transaction to the own node.
-pub(crate) async fn give(pipeline: &Pipeline, record: &BatchRecord) -> Result<(), String> {
-    let transaction: &Transaction = record
-        .transaction
-        .as_ref()
-        .ok_or("the batch has no transaction")?;
+/// Gives a transaction of a batch to the own node.
+pub(crate) async fn give(
+    pipeline: &Pipeline,
+    sequence: u64,
+    transaction: &Transaction,
+) -> Result<(), String> {
     match submit(&pipeline.rpc, transaction).await {
         Ok(Submission::Accepted | Submission::AlreadyKnown | Submission::Confirmed) => {
-            tracing::info!(stage = "broadcast", sequence = record.sequence.0, txid = %transaction.compute_txid(), "submitted");
+            tracing::info!(stage = "broadcast", sequence, txid = %transaction.compute_txid(), "submitted");
             Ok(())
         }
         Ok(Submission::Rejected { reason, .. } | Submission::Conflict { reason }) => Err(reason),

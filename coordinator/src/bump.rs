@@ -245,10 +245,14 @@ async fn keep_and_pass_on(
         return Ok(true);
     }
     tracing::info!(stage = "bump", sequence, txid = %candidate.txid, fee = %candidate.fee, "higher fee signed");
-    hand_on(&pipeline.network, &pipeline.roster, candidate, transaction).await;
-    if let Some(record) = pipeline.store.get(&BATCHES, &sequence)?
-        && let Err(reason) = broadcast::give(pipeline, &record).await
-    {
+    hand_on(
+        &pipeline.network,
+        &pipeline.roster,
+        candidate,
+        transaction.clone(),
+    )
+    .await;
+    if let Err(reason) = broadcast::give(pipeline, sequence, &transaction).await {
         // Looked at again every few seconds, by the stage that gave it the first one.
         tracing::warn!(stage = "bump", sequence, %reason, "the higher fee was not taken by the node");
     }

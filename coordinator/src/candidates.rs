@@ -1,7 +1,7 @@
 //! The transactions that a batch has been given. All of them spend the same treasury for the same operations, so at most
 //! one is ever in the chain; whichever that is, the batch is confirmed, and its record says so.
 
-use bitcoin::Txid;
+use bitcoin::{Transaction, Txid};
 use node::history::{Confirmed, kept_candidate};
 use storage::{ReadError, Store};
 
@@ -13,6 +13,40 @@ pub fn signed(record: &mut BatchRecord, signed: SignedCandidate) {
     record.candidates.push(signed);
     record.bump = None;
     record.bump_failure = None;
+}
+
+/// Makes the highest of its candidates the batch's own again, for none of them is in a block any more.
+pub fn prefer_highest(record: &mut BatchRecord) {
+    let highest = record
+        .candidates
+        .iter()
+        .max_by_key(|signed| signed.candidate.fee);
+    if let Some(signed) = highest.cloned() {
+        choose(record, &signed);
+    }
+}
+
+/// Adds the confirmed transaction of a batch that was signed elsewhere.
+pub fn complete(record: &mut BatchRecord, transaction: Transaction, height: u32, now: u64) {
+    let Some(candidate) = record.candidate.clone() else {
+        return;
+    };
+    let signed = SignedCandidate {
+        candidate,
+        top_ups: record.top_ups.clone(),
+        transaction,
+        height,
+        at_ms: now,
+    };
+    choose(record, &signed);
+    record.candidates.push(signed);
+}
+
+/// All that were signed, the highest fee first.
+pub fn highest_first(record: &BatchRecord) -> Vec<&SignedCandidate> {
+    let mut all: Vec<_> = record.candidates.iter().collect();
+    all.sort_by_key(|signed| std::cmp::Reverse(signed.candidate.fee));
+    all
 }
 
 /// Makes a record that of the candidate which a block has. Gives whether that is one of this batch: signed here, or known
@@ -74,8 +108,8 @@ fn choose(record: &mut BatchRecord, signed: &SignedCandidate) {
 #[cfg(test)]
 mod tests {
     use bitcoin::{
-        Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness,
-        absolute::LockTime, hashes::Hash as _, transaction::Version,
+        Amount, OutPoint, ScriptBuf, Sequence, TxIn, TxOut, Witness, absolute::LockTime,
+        hashes::Hash as _, transaction::Version,
     };
     use ledger::{SequenceNumber, VaultId};
     use protocol::{
@@ -224,6 +258,13 @@ mod tests {
         assert_eq!(shown(&record), (txid, 1_000, FUNDS - 1_000, 1, 0));
         assert_eq!(record.transaction, Some(first.transaction));
         assert_eq!(record.candidates.len(), 2);
+        // Its block left the chain: what pays most is what the batch is again.
+        prefer_highest(&mut record);
+        let txid = Some(second.candidate.txid);
+        assert_eq!(shown(&record), (txid, 6_000, FUNDS - 6_000, 2, 1));
+        let fees = |signed: &&SignedCandidate| signed.candidate.fee.to_sat();
+        let order: Vec<_> = highest_first(&record).iter().map(fees).collect();
+        assert_eq!(order, [6_000, 1_000]);
     }
 
     #[test]
@@ -250,5 +291,10 @@ mod tests {
         let txid = Some(elsewhere.candidate.txid);
         assert_eq!(shown(&record), (txid, 6_000, FUNDS - 6_000, 2, 0));
         assert_eq!(record.transaction, None);
+        // Its block has the witnesses.
+        complete(&mut record, elsewhere.transaction.clone(), 101, 2);
+        assert_eq!(record.transaction, Some(elsewhere.transaction));
+        assert_eq!(record.txid(), Some(elsewhere.candidate.txid));
+        assert_eq!(record.candidates.len(), 2);
     }
 }
