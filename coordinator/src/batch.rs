@@ -4,19 +4,21 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bitcoin::{Amount, FeeRate};
-use chain::{fees, rpc::UnspentOutput};
+use chain::{
+    fees::{self, FeeError},
+    rpc::UnspentOutput,
+};
 use ledger::{Operation, OperationError, SequenceNumber};
 use node::clock::now_ms;
 use protocol::{
     api::{BatchStatus, RequestStatus, StageTimes},
-    batch::MAX_TOP_UPS,
     deposit::{DepositTerms, TermsError},
     parameters::{COINBASE_MATURITY, Parameters},
     transaction::{
         BatchPlan, BatchTransaction, BuildError, Commitment, Swept, TREASURY_DUST, TopUp, Treasury,
     },
 };
-use storage::{Changes, Direction, Lease, Store};
+use storage::{Changes, Lease, Store};
 
 use crate::{
     detect,
@@ -24,9 +26,10 @@ use crate::{
     queue,
     records::{
         BATCHES, BatchRecord, DEPOSITS, OPERATIONS, PROVE, Progress, REQUESTS, Request, RequestKey,
-        TERMS, TOP_UPS, UNRIPE,
+        TERMS, UNRIPE,
     },
     room::Room,
+    top_up,
 };
 
 /// How long requests are held while a batch is formed, in ms.
@@ -257,18 +260,15 @@ async fn fill(
         supply: transition.after.supply,
         digest: transition.digest_after().to_bytes(),
     };
-    let top_ups = ripe_top_ups(pipeline).await?;
-    let rate = fees::current_fee_rate(
-        &pipeline.rpc,
-        &pipeline.settings.fees,
-        pipeline.vault.parameters().network,
-    )
-    .await?;
-    pipeline.live.send_modify(|live| {
-        live.fee_rate_sat_per_vb = Some(rate.to_sat_per_kwu() as f64 / 250.0);
-    });
-    let built = match price(pipeline, head, &picks, &top_ups, next, rate) {
-        Ok(built) => built,
+    let spare = top_up::ripe(pipeline).await?;
+    let priced = match fee_rate(pipeline).await {
+        Ok(rate) => price(pipeline, head, &picks, spare, next, rate),
+        Err(FeeError::Rpc(error)) => return Err(error.into()),
+        // Nothing is spent on a guess.
+        Err(error) => Err(error.into()),
+    };
+    let (built, top_ups) = match priced {
+        Ok(priced) => priced,
         Err(reason) => {
             tracing::warn!(stage = "batch", %reason, "no batch now");
             pipeline.say(format!("waiting: {reason}"));
@@ -384,15 +384,24 @@ pub fn elapsed_ms(started: std::time::Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Builds the transaction with the fee that its weight asks for.
+async fn fee_rate(pipeline: &Pipeline) -> Result<FeeRate, FeeError> {
+    let network = pipeline.vault.parameters().network;
+    let rate = fees::current_fee_rate(&pipeline.rpc, &pipeline.settings.fees, network).await?;
+    pipeline.live.send_modify(|live| {
+        live.fee_rate_sat_per_vb = Some(rate.to_sat_per_kwu() as f64 / 250.0);
+    });
+    Ok(rate)
+}
+
+/// Builds the transaction with the fee that its weight asks for, and with top-ups if little would be left of the surplus.
 fn price(
     pipeline: &Pipeline,
     head: &Treasury,
     picks: &[Pick],
-    top_ups: &[TopUp],
+    mut spare: Vec<TopUp>,
     next: Commitment,
     rate: FeeRate,
-) -> Result<BatchTransaction, PriceError> {
+) -> Result<(BatchTransaction, Vec<TopUp>), PriceError> {
     let vault = pipeline.vault.key();
     let mut deposits = Vec::new();
     let mut withdrawals = Vec::new();
@@ -419,22 +428,33 @@ fn price(
             });
         }
     }
-    let plan = |fee| BatchPlan {
-        treasury: head,
-        deposits: &deposits,
-        top_ups,
-        withdrawals: &withdrawals,
-        next,
-        fee,
+    let build = |fee, top_ups: &[TopUp]| {
+        let plan = BatchPlan {
+            treasury: head,
+            deposits: &deposits,
+            top_ups,
+            withdrawals: &withdrawals,
+            next,
+            fee,
+        };
+        BatchTransaction::build(vault, &plan)
     };
-    let free = BatchTransaction::build(vault, &plan(Amount::ZERO))?;
-    let fee = rate.fee_wu(free.weight()).ok_or(PriceError::Overflow)?;
-    let most = affordable(&free);
-    if fee > most {
-        let lacking = fee.checked_sub(most).unwrap_or(fee);
-        return Err(PriceError::Surplus { fee, lacking });
+    let low = Amount::from_sat(pipeline.settings.top_up_below_sat);
+    let mut used = Vec::new();
+    loop {
+        let free = build(Amount::ZERO, &used)?;
+        let fee = rate.fee_wu(free.weight()).ok_or(PriceError::Overflow)?;
+        let most = affordable(&free);
+        let left = most.checked_sub(fee);
+        if left.is_none_or(|left| left < low) && top_up::collect(&mut spare, &mut used, rate) {
+            continue;
+        }
+        if left.is_none() {
+            let lacking = fee.checked_sub(most).unwrap_or(fee);
+            return Err(PriceError::Surplus { fee, lacking });
+        }
+        return Ok((build(fee, &used)?, used));
     }
-    Ok(BatchTransaction::build(vault, &plan(fee))?)
 }
 
 /// The highest miner fee that a transaction could pay instead of its own, out of what the treasury holds beyond supply
@@ -456,6 +476,8 @@ enum PriceError {
     #[error("the fee overflows")]
     Overflow,
     #[error(transparent)]
+    Fee(#[from] FeeError),
+    #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
     Terms(#[from] TermsError),
@@ -471,32 +493,13 @@ impl PriceError {
 }
 
 /// Whether an output is deep enough for a batch (S2).
-fn is_ripe(output: &UnspentOutput, parameters: &Parameters) -> bool {
+pub(crate) fn is_ripe(output: &UnspentOutput, parameters: &Parameters) -> bool {
     let needed = if output.coinbase {
         parameters.deposit_confirmations.max(COINBASE_MATURITY)
     } else {
         parameters.deposit_confirmations
     };
     output.confirmations >= needed
-}
-
-/// Confirmed, unspent outputs that pay the vault directly, in outpoint order.
-pub(crate) async fn ripe_top_ups(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
-    let rows: Vec<_> = pipeline
-        .store
-        .iter(&TOP_UPS, .., Direction::Forward, 4 * MAX_TOP_UPS)?
-        .collect::<Result<_, _>>()?;
-    let mut top_ups = Vec::new();
-    for (outpoint, record) in rows {
-        let unspent = pipeline.rpc.unspent_output(outpoint, false).await?;
-        if unspent.is_some_and(|output| is_ripe(&output, pipeline.vault.parameters()))
-            && top_ups.len() < MAX_TOP_UPS
-        {
-            top_ups.push(record.top_up);
-        }
-    }
-    top_ups.sort_unstable();
-    Ok(top_ups)
 }
 
 #[cfg(test)]

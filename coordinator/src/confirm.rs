@@ -14,7 +14,8 @@ use crate::{
     advance::advance,
     candidates,
     pipeline::StageError,
-    records::{BATCHES, BatchRecord, CONFIRM, TOP_UPS},
+    records::{BATCHES, BatchRecord, CONFIRM},
+    top_up,
 };
 
 /// Batches looked at after a block. More than can be in the chain and not final.
@@ -50,13 +51,19 @@ pub fn take(
         };
         let mut reason = None;
         match (input, block) {
-            (Input::Connected, Some(block)) => connected(&mut record, block, changes),
+            (Input::Connected, Some(block)) => connected(&mut record, block),
             (Input::Disconnected, _) => {
                 tracing::warn!(stage = "confirm", sequence, "batch left the chain");
                 record.height = None;
+                candidates::prefer_highest(&mut record);
                 reason = Some("its block left the chain; the same transaction is submitted again");
             }
-            _ => tracing::info!(stage = "confirm", sequence, "batch final"),
+            _ => {
+                tracing::info!(stage = "confirm", sequence, "batch final");
+                if let Some(candidate) = &record.candidate {
+                    top_up::forget(changes, candidate);
+                }
+            }
         }
         advance(store, changes, &mut record, input, reason)?;
         changes.put(&BATCHES, &sequence, &record);
@@ -83,15 +90,10 @@ fn seen(
     }
 }
 
-fn connected(record: &mut BatchRecord, block: &Confirmed, changes: &mut Changes) {
+fn connected(record: &mut BatchRecord, block: &Confirmed) {
     let sequence = record.sequence.0;
     tracing::info!(stage = "confirm", sequence, height = block.height, txid = %block.txid, "batch confirmed");
     record.height = Some(block.height);
-    if let Some(candidate) = &record.candidate {
-        for outpoint in &candidate.top_ups {
-            changes.delete(&TOP_UPS, outpoint);
-        }
-    }
     // The treasury is spent: no other candidate can be confirmed beside this one.
     record.bump = None;
     record.bump_failure = None;

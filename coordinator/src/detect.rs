@@ -23,6 +23,7 @@ use crate::{
         DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request, TERMS, TOP_UPS, TopUpRecord,
         UNRIPE,
     },
+    top_up,
 };
 
 /// Unripe deposits looked at after one block.
@@ -171,7 +172,10 @@ fn find(
         let is_batch = creator.output.get(1).is_some_and(|note| {
             protocol::transaction::Commitment::parse(&note.script_pubkey).is_some()
         });
-        if output.outpoint == genesis || output.coinbase || (is_batch && output.outpoint.vout == 0)
+        if output.outpoint == genesis
+            || output.coinbase
+            || output.value < top_up::LEAST
+            || (is_batch && output.outpoint.vout == 0)
         {
             continue;
         }

@@ -38,3 +38,4 @@ pub mod room;
 pub mod run;
 pub mod settings;
 pub mod terms;
+pub mod top_up;

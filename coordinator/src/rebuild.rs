@@ -46,6 +46,7 @@ use crate::{
         BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, OPERATIONS, OperationRecord,
         Progress, Request, TERMS, TOP_UPS,
     },
+    top_up,
 };
 
 /// How often what is missing is looked for.
@@ -446,6 +447,9 @@ impl Rebuilder {
         );
         let record = self.record_of(batch, candidate, body, requests, status, old.as_ref())?;
         changes.put(&BATCHES, &candidate.sequence.0, &record);
+        if is_final {
+            top_up::forget(changes, candidate);
+        }
         Ok(())
     }
 

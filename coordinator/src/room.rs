@@ -6,7 +6,7 @@ use protocol::{batch::MAX_TOP_UPS, transaction::MAX_WEIGHT};
 use threshold::{GroupInfo, sign::max_messages};
 
 /// An input with its witness: 41 bytes four times, and 66 bytes of witness once.
-const INPUT: Weight = Weight::from_wu(4 * 41 + 66);
+pub(crate) const INPUT: Weight = Weight::from_wu(4 * 41 + 66);
 /// Everything but deposits and withdrawals: version, lock time, counts, marker and flag (4 * 14 + 2), the treasury's
 /// input and output (4 * 43), the commitment (4 * 64), and the top-ups.
 const REST: Weight =

@@ -25,6 +25,9 @@ pub struct Settings {
     pub bitcoind: RpcSettings,
     /// How miner fees are chosen.
     pub fees: FeeSettings,
+    /// A batch collects top-ups if the treasury would hold less than this beyond the supply, in sats.
+    #[serde(default = "default_top_up_below")]
+    pub top_up_below_sat: u64,
     /// When a batch is formed.
     #[serde(default)]
     pub batching: Batching,
@@ -34,6 +37,10 @@ pub struct Settings {
     /// Most requests a second from one address; bursts of twice as many pass.
     #[serde(default = "default_rate")]
     pub requests_per_second: u32,
+}
+
+fn default_top_up_below() -> u64 {
+    1_000_000
 }
 
 fn default_rate() -> u32 {

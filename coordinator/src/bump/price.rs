@@ -1,21 +1,19 @@
 //! What a replacement pays, and with which top-ups: pure but for what the own node says of fees and of its mempool.
 
-use bitcoin::Amount;
+use bitcoin::{Amount, FeeRate};
 use chain::{
     fees::{self, FeeError},
     replace::{Raise, ReplaceError, Replaced, raise},
     rpc::RpcError,
 };
 use ledger::Transition;
-use protocol::{
-    batch::{Candidate, MAX_TOP_UPS},
-    transaction::{BatchTransaction, TopUp},
-};
+use protocol::{batch::Candidate, transaction::BatchTransaction};
 
 use crate::{
-    batch::{affordable, ripe_top_ups},
+    batch::affordable,
     pipeline::{Pipeline, StageError},
     records::{BatchRecord, Bump, RefusedFee},
+    top_up,
 };
 
 /// Why there is no higher fee now.
@@ -60,26 +58,19 @@ pub(super) async fn price(
     let mempool = pipeline.rpc.mempool_info().await?;
     let replaced = replaced(pipeline, record).await?;
     let mut trial = record.clone();
-    let mut spare = ripe_top_ups(pipeline).await?;
+    let mut spare = top_up::ripe(pipeline).await?;
     spare.retain(|top_up| !record.top_ups.contains(top_up));
-    // The largest is the last.
-    spare.sort_unstable_by_key(|top_up| top_up.value);
     loop {
         let built = pipeline.transaction(&trial, transition)?;
         let mut range = raise(&replaced, built.weight(), rate, &mempool, settings)?;
         stay_below_caps(&mut range, last_refused(record));
         let most = affordable(&built);
-        let takes_more = trial.top_ups.len() < MAX_TOP_UPS;
-        match choose(&range, most, takes_more.then(|| spare.last()).flatten())? {
-            Choice::Add(top_up) => {
-                spare.pop();
-                trial.top_ups.push(top_up);
-                // Outpoint order.
-                trial.top_ups.sort_unstable();
-                continue;
-            }
-            Choice::Pay(fee) => trial.fee = fee,
+        if most < range.wanted
+            && top_up::collect(&mut spare, &mut trial.top_ups, paid(range.wanted, &built))
+        {
+            continue;
         }
+        trial.fee = pay(&range, most)?;
         let built = pipeline.transaction(&trial, transition)?;
         let parent = record.candidate.clone();
         let parent = parent.ok_or_else(|| StageError::Fault("no candidate".into()))?;
@@ -129,20 +120,16 @@ pub(super) fn last_refused(record: &BatchRecord) -> Option<RefusedFee> {
     record.bump_failure.as_ref()?.refused
 }
 
-/// What to do with a surplus.
-#[derive(Debug, PartialEq, Eq)]
-enum Choice {
-    Pay(Amount),
-    Add(TopUp),
+/// The rate at which a transaction pays that fee.
+fn paid(fee: Amount, built: &BatchTransaction) -> FeeRate {
+    let weight = built.weight().to_wu().max(1);
+    FeeRate::from_sat_per_kwu(fee.to_sat().saturating_mul(1_000).div_ceil(weight))
 }
 
-/// Pays what is wanted, if need be with a further top-up; else as much as there is, if that is enough.
-fn choose(range: &Raise, most: Amount, spare: Option<&TopUp>) -> Result<Choice, PriceError> {
-    if let Some(top_up) = spare.filter(|_| most < range.wanted) {
-        return Ok(Choice::Add(*top_up));
-    }
+/// Pays what is wanted, or as much as there is, if that is enough.
+fn pay(range: &Raise, most: Amount) -> Result<Amount, PriceError> {
     if most >= range.least {
-        return Ok(Choice::Pay(range.wanted.min(most)));
+        return Ok(range.wanted.min(most));
     }
     Err(PriceError::Surplus {
         fee: range.least,
@@ -165,8 +152,6 @@ fn candidate(before: Candidate, record: &BatchRecord, built: &BatchTransaction) 
 
 #[cfg(test)]
 mod tests {
-    use bitcoin::OutPoint;
-
     use super::*;
 
     const RANGE: Raise = Raise {
@@ -174,31 +159,18 @@ mod tests {
         wanted: Amount::from_sat(3_000),
     };
 
-    fn top_up() -> TopUp {
-        TopUp {
-            outpoint: OutPoint::null(),
-            value: Amount::from_sat(10_000),
+    #[test]
+    fn the_surplus_pays_what_it_can_or_says_what_is_lacking() {
+        for (most, paid) in [
+            (9_000, 3_000),
+            (3_000, 3_000),
+            (2_000, 2_000),
+            (1_500, 1_500),
+        ] {
+            let found = pay(&RANGE, Amount::from_sat(most)).unwrap();
+            assert_eq!(found, Amount::from_sat(paid));
         }
-    }
-
-    fn chosen(most: u64, spare: Option<&TopUp>) -> Option<Choice> {
-        choose(&RANGE, Amount::from_sat(most), spare).ok()
-    }
-
-    #[test]
-    fn a_top_up_is_added_only_when_the_surplus_runs_low() {
-        let top_up = top_up();
-        let wanted = Choice::Pay(RANGE.wanted);
-        assert_eq!(chosen(3_000, Some(&top_up)), Some(wanted));
-        assert_eq!(chosen(2_999, Some(&top_up)), Some(Choice::Add(top_up)));
-        assert_eq!(chosen(0, Some(&top_up)), Some(Choice::Add(top_up)));
-    }
-
-    #[test]
-    fn without_top_ups_the_surplus_pays_what_it_can_or_says_what_is_lacking() {
-        let some = Choice::Pay(Amount::from_sat(2_000));
-        assert_eq!(chosen(2_000, None), Some(some));
-        let error = choose(&RANGE, Amount::from_sat(1_200), None).unwrap_err();
+        let error = pay(&RANGE, Amount::from_sat(1_200)).unwrap_err();
         let PriceError::Surplus { fee, lacking } = error else {
             panic!("{error}");
         };
