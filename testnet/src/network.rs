@@ -30,6 +30,8 @@ use crate::{
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
 pub const GENESIS: Amount = Amount::from_sat(1_000_000);
+/// Surplus in sats below which a batch collects top-ups, where a scenario asks for quick bumps: more than [`GENESIS`].
+pub const LOW_SURPLUS: u64 = 1_050_000;
 /// Blocks that pass a batch over before its fee is raised, where a scenario asks for it.
 pub const BUMP_AFTER_BLOCKS: u16 = 3;
 /// How long a process may take to end by itself before it is killed.
@@ -57,7 +59,8 @@ pub struct Extras {
     pub tight_fees: bool,
     /// Most operations in one batch, where that is not the default; and a coordinator that takes requests faster.
     pub max_operations: Option<u16>,
-    /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over.
+    /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over;
+    /// and that takes a surplus below [`LOW_SURPLUS`] for low.
     pub quick_bumps: bool,
 }
 
@@ -573,6 +576,12 @@ fn write_coordinator(
         fees.insert(
             "bump_after_blocks".into(),
             i64::from(extras.bump_after_blocks()).into(),
+        );
+    }
+    if extras.quick_bumps {
+        settings.insert(
+            "top_up_below_sat".into(),
+            i64::try_from(LOW_SURPLUS)?.into(),
         );
     }
     if extras.max_operations.is_some() {

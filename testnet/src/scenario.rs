@@ -68,7 +68,8 @@ pub enum Scenario {
     Reorg,
     /// The basic scenario, with the first batch's transaction vanishing from the mempool, twice.
     MempoolEviction,
-    /// The basic scenario, with blocks that pass the second batch over until its fee is raised.
+    /// The basic scenario, with blocks that pass the second batch over until its fee is raised, and a reorganisation
+    /// after which the cheaper of its transactions is in the chain.
     FeeBump,
     /// The basic scenario, with a further deposit in the second batch that is double-spent in a reorganisation.
     DoubleSpentDeposit,
@@ -469,6 +470,7 @@ async fn between_batches(
         Scenario::KillSignerMidRound => faulty::bring_back(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
         Scenario::DeepReorg => deep_reorg::stop_and_clear(network, story).await,
+        Scenario::FeeBump => fee_bump::top_up(network, story).await,
         _ => Ok(()),
     }
 }
