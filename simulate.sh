@@ -2,6 +2,7 @@
 # Drives the protocol's state machines through random schedules of delays, losses, restarts and lies:
 # ./simulate.sh signing --schedules 100000 --real 1000 --large 5
 # ./simulate.sh mutants breaks the machines in 15 ways, one at a time, and fails if the invariants miss one.
+# ./simulate.sh candidates goes through every run of S2 and S7 in a few small vaults, then breaks them in 10 ways.
 # A violation prints the seed that replays it: ./simulate.sh signing --kind fake --seed 7
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -16,6 +16,7 @@
 )]
 
 mod batch;
+pub mod candidates;
 mod coordinator;
 mod deal;
 mod event;

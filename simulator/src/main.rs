@@ -14,7 +14,9 @@ use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use simulator::{
-    FAULTS, Failure, Fault, GROUPS, Group, Outcome, Table, run_broken, run_fake, run_real,
+    FAULTS, Failure, Fault, GROUPS, Group, Outcome, Table,
+    candidates::{BOUNDS, BROKEN, BROKEN_BOUNDS, check},
+    run_broken, run_fake, run_real,
 };
 
 /// Groups whose schedules are cheap enough with FROST to run many.
@@ -46,6 +48,8 @@ struct Arguments {
 enum What {
     /// Signing sessions: coordinators and operators.
     Signing(Signing),
+    /// Rules S2 and S7: every run of a few operators, a coordinator that splits them, and a short chain.
+    Candidates,
     /// Machines with a fault each: the invariants must notice every one.
     Mutants(Mutants),
 }
@@ -113,7 +117,46 @@ impl Kind {
 fn main() -> ExitCode {
     match Arguments::parse().what {
         What::Signing(arguments) => signing(&arguments),
+        What::Candidates => candidates(),
         What::Mutants(arguments) => mutants(&arguments),
+    }
+}
+
+/// Every run within each of the bounds, then the same with each fault.
+fn candidates() -> ExitCode {
+    let mut failed = false;
+    for bounds in BOUNDS {
+        let begin = Instant::now();
+        let checked = check(*bounds, None);
+        println!(
+            "{bounds}: {} states, {} steps deep, {} violations, {:.0} s",
+            checked.states,
+            checked.depth,
+            checked.violations.len(),
+            begin.elapsed().as_secs_f64()
+        );
+        for (property, run) in &checked.violations {
+            println!("VIOLATION {property}: {run}");
+        }
+        for property in &checked.unreached {
+            println!("NEVER {property}");
+        }
+        failed |= !checked.violations.is_empty() || !checked.unreached.is_empty();
+    }
+    for broken in BROKEN {
+        let checked = check(BROKEN_BOUNDS, Some(broken));
+        match checked.violations.first() {
+            Some((property, run)) => println!("{broken:54} noticed: {property}: {run}"),
+            None => {
+                println!("{broken:54} NOTHING");
+                failed = true;
+            }
+        }
+    }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What this operator has put its name to, stored before its share leaves (S7, S11).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Promise {
     /// The batch's sequence number.
     pub sequence: SequenceNumber,

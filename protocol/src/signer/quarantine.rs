@@ -10,7 +10,7 @@ use crate::message::{Refusal, Rule};
 /// What an operator waits for that holds a share without the promises that were made with it, because it was
 /// restored from a backup or repaired (S7). It may have signed a batch that it knows nothing of, so it signs none that
 /// could compete with that one. Its genesis promise is lost too; there the other n - 1 stand for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Quarantine {
     /// The chain has not been followed to a tip that is younger than the loss: what may have been promised is not
     /// known yet. A node that has lost its connections believes that an old tip is the latest.
