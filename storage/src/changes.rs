@@ -1,4 +1,4 @@
-//! What one commit writes: typed puts and deletes over several tables, and steps of queues.
+//! What one commit writes: typed puts and deletes over several tables, entries of logs, and steps of queues.
 
 use std::sync::Arc;
 
@@ -32,6 +32,11 @@ pub(crate) enum Write {
     Delete {
         column: ColumnName,
         key: Vec<u8>,
+    },
+    Append {
+        column: ColumnName,
+        keep: u64,
+        value: Vec<u8>,
     },
     Queue {
         queue: Arc<Shared>,

@@ -17,6 +17,7 @@ use rocksdb::WriteBatch;
 use crate::{
     MAX_CHANGES,
     changes::{Changes, Write},
+    log::Appended,
     queue::Staged,
     store::{Inner, ReadError, Store, synced},
     table::{ColumnName, EncodeError},
@@ -169,12 +170,13 @@ impl Inner {
     fn write(&self, all: &[Changes]) -> Result<(), CommitError> {
         let mut batch = WriteBatch::default();
         let mut staged: Vec<Staged<'_>> = Vec::new();
+        let mut appended = Appended::default();
         for changes in all {
             if let Some(fault) = &changes.fault {
                 return Err(fault.clone());
             }
             for write in &changes.writes {
-                self.stage(write, &mut batch, &mut staged)?;
+                self.stage(write, &mut batch, &mut staged, &mut appended)?;
             }
         }
         for queue in &staged {
@@ -186,6 +188,7 @@ impl Inner {
         for queue in staged {
             queue.apply();
         }
+        appended.apply(self);
         Ok(())
     }
 
@@ -194,10 +197,16 @@ impl Inner {
         write: &'a Write,
         batch: &mut WriteBatch,
         staged: &mut Vec<Staged<'a>>,
+        appended: &mut Appended,
     ) -> Result<(), CommitError> {
         match write {
             Write::Put { column, key, value } => batch.put_cf(self.family(*column)?, key, value),
             Write::Delete { column, key } => batch.delete_cf(self.family(*column)?, key),
+            Write::Append {
+                column,
+                keep,
+                value,
+            } => appended.add(self, batch, (*column, *keep), value)?,
             Write::Queue { queue, step, .. } => {
                 let known = staged.iter().position(|s| s.is_of(queue));
                 let index = match known {

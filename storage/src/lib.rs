@@ -1,9 +1,10 @@
-//! A node's durable memory: typed tables and queues over one RocksDB database.
+//! A node's durable memory: typed tables, logs and queues over one RocksDB database.
 //!
 //! ```text
 //!   put / delete ──┐
-//!   push / ack ────┼──> Changes ──> Store::commit ──> one synced, atomic write
-//!   retry / ... ───┘                 (many callers share one disk sync)
+//!   append ────────┼──> Changes ──> Store::commit ──> one synced, atomic write
+//!   push / ack ────┤                 (many callers share one disk sync)
+//!   retry / ... ───┘
 //! ```
 //!
 //! Everything that belongs together goes into one [`Changes`]: the row, the item that leaves one
@@ -22,6 +23,7 @@
 mod changes;
 mod commit;
 mod key;
+mod log;
 mod queue;
 mod store;
 mod table;
@@ -29,6 +31,7 @@ mod table;
 pub use changes::Changes;
 pub use commit::CommitError;
 pub use key::Key;
+pub use log::LogDef;
 pub use queue::{
     DeadLetter, Lease, Lengths, Place, PushError, Queue, QueueDef, QueueLimits, RetryPolicy,
 };

@@ -22,6 +22,7 @@
 //! - **Bounded**: queued and dead items together, and commits in flight, never exceed
 //!   [`QueueLimits::max_len`]. Dead letters take room until somebody decides about them.
 
+mod dead;
 mod index;
 mod staged;
 
@@ -40,6 +41,7 @@ use crate::{
     store::{ReadError, Store},
     table::{ColumnName, DecodeError, decode_value, encode_value},
 };
+pub use dead::DeadLetter;
 use index::Index;
 pub(crate) use staged::{QueueStep, Staged};
 
@@ -164,7 +166,7 @@ impl Drop for Reservation {
     }
 }
 
-/// An item on disk.
+/// An item on disk. `not_before_ms` of a dead letter is when it became one.
 #[derive(Serialize, Deserialize)]
 struct Record {
     key: Vec<u8>,
@@ -214,19 +216,6 @@ impl<K: std::fmt::Debug, T> std::fmt::Debug for Lease<K, T> {
             self.queue.column, self.key, self.attempts
         )
     }
-}
-
-/// An item that failed too often.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter<K, T> {
-    /// The key it was pushed with.
-    pub key: K,
-    /// The item.
-    pub item: T,
-    /// Failed attempts.
-    pub attempts: u32,
-    /// What the last attempt said.
-    pub error: String,
 }
 
 /// How many items are where.
@@ -414,30 +403,6 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         lease.queue.index().release(lease.seq, lease.until_ms);
     }
 
-    /// Puts a dead letter back in its old place, with no attempts counted. No effect on other keys.
-    pub fn requeue(&self, changes: &mut Changes, key: &K) {
-        self.add(
-            changes,
-            &self.shared,
-            QueueStep::Requeue {
-                key: key.to_bytes(),
-            },
-            None,
-        );
-    }
-
-    /// Gives a dead letter up; its key counts as done. No effect on other keys.
-    pub fn discard(&self, changes: &mut Changes, key: &K) {
-        self.add(
-            changes,
-            &self.shared,
-            QueueStep::Discard {
-                key: key.to_bytes(),
-            },
-            None,
-        );
-    }
-
     /// Where the key stands; `None` if it was never pushed, or is forgotten.
     ///
     /// # Errors
@@ -460,23 +425,6 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
             .iter()
             .map(|record| self.decode(record))
             .collect()
-    }
-
-    /// At most `limit` dead letters, oldest push first.
-    ///
-    /// # Errors
-    /// [`ReadError`] when the queue is damaged.
-    pub fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<K, T>>, ReadError> {
-        let letter = |record: Record| {
-            let (key, item) = self.decode(&record)?;
-            Ok(DeadLetter {
-                key,
-                item,
-                attempts: record.attempts,
-                error: record.error,
-            })
-        };
-        self.records(DEAD, limit)?.into_iter().map(letter).collect()
     }
 
     /// How many items are where. Those whose wait is over count as waiting until the next lease.

@@ -187,6 +187,8 @@ pub(crate) struct Inner {
     pub(crate) db: DB,
     pub(crate) committer: Committer,
     pub(crate) queues: Mutex<HashMap<ColumnName, Arc<Shared>>>,
+    /// Number of the newest entry of each log that was looked at.
+    pub(crate) logs: Mutex<HashMap<ColumnName, u64>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -237,6 +239,7 @@ impl Store {
                 db,
                 committer: Committer::default(),
                 queues: Mutex::new(HashMap::new()),
+                logs: Mutex::new(HashMap::new()),
             }),
         })
     }

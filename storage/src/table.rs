@@ -6,8 +6,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::MAX_VALUE_BYTES;
 
-/// The name of a column family: what [`crate::Schema`] lists. Comes from [`Table::name`] or
-/// [`crate::QueueDef::name`].
+/// The name of a column family: what [`crate::Schema`] lists. Comes from [`Table::name`],
+/// [`crate::QueueDef::name`] or [`crate::LogDef::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ColumnName {
     pub(crate) prefix: &'static str,
@@ -23,6 +23,7 @@ impl std::fmt::Display for ColumnName {
 /// A table's description, meant to be a constant:
 /// `pub const BATCHES: Table<u64, BatchRecord> = Table::new("batches", 1);`
 pub struct Table<K, V> {
+    prefix: &'static str,
     name: &'static str,
     version: u8,
     types: PhantomData<fn() -> (K, V)>,
@@ -32,7 +33,12 @@ impl<K, V> Table<K, V> {
     /// A table whose rows carry `version`. Raise it when the encoding of `V` changes: rows of
     /// another version are then refused instead of misread.
     pub const fn new(name: &'static str, version: u8) -> Self {
+        Self::within("table.", name, version)
+    }
+
+    pub(crate) const fn within(prefix: &'static str, name: &'static str, version: u8) -> Self {
         Self {
+            prefix,
             name,
             version,
             types: PhantomData,
@@ -42,7 +48,7 @@ impl<K, V> Table<K, V> {
     /// The table's name, for [`crate::Schema`].
     pub const fn name(&self) -> ColumnName {
         ColumnName {
-            prefix: "table.",
+            prefix: self.prefix,
             name: self.name,
         }
     }

@@ -208,6 +208,8 @@ fn attempts_wait_longer_and_end_as_a_dead_letter_that_an_operator_decides_about(
     assert_eq!(dead.len(), 1);
     assert_eq!((dead[0].key, dead[0].attempts), (1, ATTEMPTS));
     assert_eq!(dead[0].error, "no fee estimate");
+    assert_eq!(f.queue.dead_letter(&1).unwrap().as_ref(), Some(&dead[0]));
+    assert_eq!(f.queue.dead_letter(&2).unwrap(), None);
     let f = f.restart();
     assert_eq!(
         f.queue.lengths(),

@@ -10,8 +10,8 @@ use std::error::Error as _;
 
 use bitcoin::{OutPoint, Txid, hashes::Hash as _};
 use storage::{
-    Changes, CommitError, Direction, MAX_VALUE_BYTES, OpenError, QueueDef, ReadError, Schema,
-    Store, Table,
+    Changes, CommitError, Direction, LogDef, MAX_VALUE_BYTES, OpenError, QueueDef, ReadError,
+    Schema, Store, Table,
 };
 
 const BATCHES: Table<u64, String> = Table::new("batches", 1);
@@ -20,11 +20,18 @@ const DEPOSITS: Table<OutPoint, u64> = Table::new("deposits", 1);
 const VOTES: Table<(u64, [u8; 32]), bool> = Table::new("votes", 1);
 const STRANGE: Table<u64, u64> = Table::new("strange", 1);
 const JOBS: QueueDef<u64, String> = QueueDef::new("jobs", 1);
+const ACTS: LogDef<String> = LogDef::new("acts", 1, 5);
 
 const SCHEMA: Schema<'static> = Schema {
     kind: "coordinator",
     network: "regtest",
-    columns: &[BATCHES.name(), DEPOSITS.name(), VOTES.name(), JOBS.name()],
+    columns: &[
+        BATCHES.name(),
+        DEPOSITS.name(),
+        VOTES.name(),
+        JOBS.name(),
+        ACTS.name(),
+    ],
 };
 
 fn folder() -> tempfile::TempDir {
@@ -175,6 +182,7 @@ fn a_new_table_is_added_and_an_unknown_one_is_refused() {
             DEPOSITS.name(),
             VOTES.name(),
             JOBS.name(),
+            ACTS.name(),
             STRANGE.name(),
         ],
         ..SCHEMA
@@ -246,4 +254,65 @@ fn commits_from_many_threads_all_arrive() {
     });
     let found = keys(&store, .., Direction::Forward, 1_000);
     assert_eq!(found, (0..THREADS * EACH).collect::<Vec<_>>());
+}
+
+fn acts(store: &Store, after: u64) -> Vec<(u64, String)> {
+    store.entries(&ACTS, after, 100).unwrap()
+}
+
+#[test]
+fn a_logs_numbers_go_on_after_a_restart_and_the_oldest_entries_go() {
+    let folder = folder();
+    let store = Store::open(folder.path(), &SCHEMA).unwrap();
+    assert_eq!(store.last_number(&ACTS).unwrap(), 0);
+    let mut changes = Changes::new();
+    for act in ["a", "b", "c"] {
+        changes.append(&ACTS, &act.to_owned());
+    }
+    changes.put(&BATCHES, &1, &"with them".to_owned());
+    assert!(acts(&store, 0).is_empty(), "not before the commit");
+    store.commit(changes).unwrap();
+    assert_eq!(acts(&store, 1), [(2, "b".into()), (3, "c".into())]);
+    drop(store);
+
+    let store = Store::open(folder.path(), &SCHEMA).unwrap();
+    assert_eq!(store.last_number(&ACTS).unwrap(), 3);
+    for act in ["d", "e", "f", "g"] {
+        let mut changes = Changes::new();
+        changes.append(&ACTS, &act.to_owned());
+        store.commit(changes).unwrap();
+    }
+    let numbers = |rows: Vec<(u64, String)>| rows.into_iter().map(|row| row.0).collect::<Vec<_>>();
+    assert_eq!(numbers(acts(&store, 0)), [3, 4, 5, 6, 7]);
+    assert_eq!(store.last_number(&ACTS).unwrap(), 7);
+    let back = |before, limit| numbers(store.newest_entries(&ACTS, before, limit).unwrap());
+    assert_eq!(
+        (back(None, 2), back(Some(6), 9)),
+        (vec![7, 6], vec![5, 4, 3])
+    );
+    assert_eq!(store.get(&BATCHES, &1).unwrap(), Some("with them".into()));
+}
+
+#[test]
+fn entries_of_many_threads_get_numbers_without_gap_or_twin() {
+    const THREADS: u64 = 8;
+    const WIDE: LogDef<u64> = LogDef::new("acts", 1, 1_000);
+    let folder = folder();
+    let store = Store::open(folder.path(), &SCHEMA).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let store = &store;
+            scope.spawn(move || {
+                for _ in 0..10 {
+                    let mut changes = Changes::new();
+                    changes.append(&WIDE, &thread);
+                    changes.append(&WIDE, &thread);
+                    store.commit(changes).unwrap();
+                }
+            });
+        }
+    });
+    let all = store.entries(&WIDE, 0, 1_000).unwrap();
+    let numbers: Vec<u64> = all.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=THREADS * 20).collect::<Vec<_>>());
 }

@@ -143,6 +143,7 @@ impl<'a> Staged<'a> {
         record.attempts = record.attempts.saturating_add(1);
         record.error = error.to_owned();
         if record.attempts >= self.shared.retry.max_attempts {
+            record.not_before_ms = now_ms;
             self.rows.insert(numbered(ITEM, seq), None);
             self.put(numbered(DEAD, seq), &record)?;
             self.put(keyed(&record.key), &Held::Dead(seq))?;
