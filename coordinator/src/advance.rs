@@ -6,6 +6,7 @@ use protocol::pipeline::{self, Effect, Input};
 use storage::{Changes, Store};
 
 use crate::{
+    events,
     pipeline::StageError,
     queue,
     records::{BROADCAST, BatchRecord, CONFIRM, SIGN},
@@ -30,6 +31,7 @@ pub fn advance(
     };
     record.status = next.batch;
     record.reason = reason.map(str::to_owned);
+    events::batch(changes, record);
     let (key, sequence) = (record.key(), record.sequence.0);
     let left = match next.effect {
         Some(Effect::Sign) => {
@@ -73,6 +75,7 @@ pub fn explain(
         return Ok(false);
     }
     record.reason = reason.map(str::to_owned);
+    events::batch(changes, record);
     for request in &record.requests {
         queue::mark(store, changes, request, |progress| {
             progress.reason = reason.map(str::to_owned);

@@ -21,7 +21,7 @@ use protocol::{
 use storage::{Changes, Lease, Store};
 
 use crate::{
-    detect,
+    detect, events,
     pipeline::{Pipeline, StageError},
     queue,
     records::{
@@ -289,6 +289,7 @@ async fn fill(
         inputs = record.shape.0, outputs = record.shape.1, fee = %record.fee, "batch formed"
     );
     pipeline.ask_for_top_up(None);
+    events::batch(changes, &record);
     changes.put(&BATCHES, &sequence.0, &record);
     store
         .queue(&PROVE)?

@@ -17,6 +17,7 @@ use protocol::{
 use storage::{Changes, Direction, ReadError, Store};
 
 use crate::{
+    events,
     live::Watched,
     queue::{self, enqueue},
     records::{
@@ -111,9 +112,10 @@ fn find(
                 height,
                 ..known.clone()
             };
-            changes.put(&DEPOSITS, &output.outpoint, &record);
+            events::put_deposit(changes, Some(&known.progress), &record);
             continue;
         }
+        let before = known.as_ref().map(|known| known.progress.clone());
         let mut progress = Progress::new(RequestStatus::Received, now);
         if let Some(known) = known {
             let tries = known.progress.tries.saturating_add(1);
@@ -156,7 +158,7 @@ fn find(
             &(terms.account.to_bytes(), output.outpoint),
             &(),
         );
-        changes.put(&DEPOSITS, &output.outpoint, &record);
+        events::put_deposit(changes, before.as_ref(), &record);
     }
     let own = HashSet::from([vault.script_pubkey().clone()]);
     let genesis = vault.genesis_output().outpoint;
@@ -263,10 +265,11 @@ fn forget(store: &Store, height: u32, changes: &mut Changes) -> Result<(), ReadE
         if let Some(mut record) = store.get(&DEPOSITS, &key.1)?
             && record.height == height
         {
+            let before = record.progress.clone();
             record.progress.reason =
                 Some("its block left the chain; it waits to be in another one".to_owned());
             changes.delete(&UNRIPE, &key);
-            changes.put(&DEPOSITS, &key.1, &record);
+            events::put_deposit(changes, Some(&before), &record);
         }
     }
     for row in store.iter(&TOP_UPS, .., Direction::Forward, MAX_RIPENING)? {

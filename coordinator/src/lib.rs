@@ -11,6 +11,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+pub mod admin;
 pub mod advance;
 pub mod aggregate;
 pub mod answer;
@@ -25,6 +26,7 @@ pub mod copies;
 pub mod detect;
 pub mod dissolve;
 pub mod epoch;
+pub mod events;
 pub mod genesis;
 pub mod gossip;
 pub mod live;
@@ -38,4 +40,5 @@ pub mod room;
 pub mod run;
 pub mod settings;
 pub mod terms;
+pub mod token;
 pub mod top_up;

@@ -17,7 +17,7 @@ use protocol::{
     vault::{Vault, VaultKey},
 };
 use storage::Store;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::{copies::Copies, terms::Shown};
 
@@ -73,6 +73,8 @@ pub struct Reader {
     pub verifying_key_hash: [u8; 32],
     /// How the proving key was made.
     pub setup: String,
+    /// Held while a record that another stage may change too is read, changed and written.
+    pub writing: Arc<Mutex<()>>,
     /// Wakes the pipeline when a request was queued.
     pub wake: Arc<Notify>,
     /// The deposit terms that were shown.

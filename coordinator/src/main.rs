@@ -44,6 +44,15 @@ enum Command {
         /// The settings file.
         #[arg(long, default_value = "coordinator.toml")]
         settings: PathBuf,
+        /// Why, for the audit log.
+        #[arg(long, default_value = "none was given")]
+        reason: String,
+    },
+    /// Makes an administrator's token for `/v1/admin`, and prints it once, with the lines that the settings file needs.
+    AdminToken {
+        /// Who it is for; the audit log names it.
+        #[arg(long)]
+        label: String,
     },
     /// Runs the coordinator until SIGINT or SIGTERM.
     Run {
@@ -88,11 +97,20 @@ async fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::ClearAlarm { settings } => {
-            let alarm = coordinator::run::clear_alarm(&settings)?;
+        Command::ClearAlarm { settings, reason } => {
+            let alarm = coordinator::run::clear_alarm(&settings, &reason)?;
             say(&alarm.map_or("there is no alarm".to_owned(), |alarm| {
                 format!("the alarm is cleared; it was: {alarm}")
             }));
+            Ok(())
+        }
+        Command::AdminToken { label } => {
+            let new = coordinator::token::make(&label)?;
+            say(&format!("token, kept nowhere: {}", new.secret));
+            say("for the end of the settings file:");
+            say("[[admin_tokens]]");
+            say(&format!("label = \"{}\"", new.entry.label));
+            say(&format!("hash = \"{}\"", hex::encode(new.entry.hash)));
             Ok(())
         }
         Command::Run { settings } => {

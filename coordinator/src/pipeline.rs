@@ -10,7 +10,7 @@ use chain::{
     follow::FollowError,
     rpc::{BitcoinRpc, RpcError},
 };
-use ledger::{Operation, OperationError, OperationId, SequenceNumber, Transition};
+use ledger::{Operation, OperationError, OperationId, SequenceNumber, Transition, VaultId};
 use node::{
     clock::now_ms,
     history::{History, HistoryError},
@@ -289,60 +289,76 @@ impl Pipeline {
     /// [`StageError`].
     pub fn abandon(
         &self,
-        mut record: BatchRecord,
+        record: BatchRecord,
         why: &str,
         left_out: &BTreeMap<OperationId, LeftOut>,
         changes: &mut Changes,
     ) -> Result<(), StageError> {
-        let sequence = record.sequence.0;
-        advance(
+        abandon(
             &self.store,
-            changes,
-            &mut record,
-            Input::Dissolved,
-            Some(why),
-        )?;
-        tracing::warn!(
-            sequence,
+            &self.vault.id(),
+            record,
             why,
-            refusals = record.refusals.len(),
-            left_out = left_out.len(),
-            "batch abandoned"
-        );
-        for (request, operation) in record.requests.iter().zip(&record.operations) {
-            let id = operation.id(&self.vault.id());
-            let out = left_out.get(&id);
-            let now = now_ms();
-            if queue::is_confirmed(&self.store, request)? {
-                // In a batch that another coordinator made.
-                continue;
-            }
-            if let Some(out) = out.filter(|out| out.is_final) {
-                queue::mark(&self.store, changes, request, |progress| {
-                    progress.refuse(out.reason.clone(), now)
-                })?;
-                continue;
-            }
-            let mut tries = 0;
-            queue::mark(&self.store, changes, request, |progress| {
-                progress.step(RequestStatus::Queued, now);
-                progress.reason = Some(out.map_or(why, |out| &out.reason).to_owned());
-                progress.sequence = None;
-                progress.tries = progress.tries.saturating_add(1);
-                tries = progress.tries;
+            left_out,
+            changes,
+        )
+    }
+}
+
+/// [`Pipeline::abandon`] of a batch of `vault`.
+///
+/// # Errors
+/// [`StageError`].
+pub fn abandon(
+    store: &Store,
+    vault: &VaultId,
+    mut record: BatchRecord,
+    why: &str,
+    left_out: &BTreeMap<OperationId, LeftOut>,
+    changes: &mut Changes,
+) -> Result<(), StageError> {
+    let sequence = record.sequence.0;
+    advance(store, changes, &mut record, Input::Dissolved, Some(why))?;
+    tracing::warn!(
+        sequence,
+        why,
+        refusals = record.refusals.len(),
+        left_out = left_out.len(),
+        "batch abandoned"
+    );
+    for (request, operation) in record.requests.iter().zip(&record.operations) {
+        let id = operation.id(vault);
+        let out = left_out.get(&id);
+        let now = now_ms();
+        if queue::is_confirmed(store, request)? {
+            // In a batch that another coordinator made.
+            continue;
+        }
+        if let Some(out) = out.filter(|out| out.is_final) {
+            queue::mark(store, changes, request, |progress| {
+                progress.refuse(out.reason.clone(), now)
             })?;
-            match out {
-                None => queue::enqueue_or_wait(&self.store, changes, id, tries, *request)?,
-                Some(out) => {
-                    let until = queue::comes_back_ms(now, tries);
-                    tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
-                    changes.put(&LEFT_OUT, &(until, id.0), request);
-                }
+            continue;
+        }
+        let mut tries = 0;
+        queue::mark(store, changes, request, |progress| {
+            progress.step(RequestStatus::Queued, now);
+            progress.reason = Some(out.map_or(why, |out| &out.reason).to_owned());
+            progress.sequence = None;
+            progress.tries = progress.tries.saturating_add(1);
+            tries = progress.tries;
+        })?;
+        match out {
+            None => queue::enqueue_or_wait(store, changes, id, tries, *request)?,
+            Some(out) => {
+                let until = queue::comes_back_ms(now, tries);
+                tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
+                changes.put(&LEFT_OUT, &(until, id.0), request);
             }
         }
-        changes.put(&BATCHES, &record.sequence.0, &record);
-        Ok(())
     }
+    changes.put(&BATCHES, &record.sequence.0, &record);
+    Ok(())
 }
 
 /// Writes durably, off the async threads; a failure stops the process (S11).

@@ -14,13 +14,13 @@ use protocol::{
     batch::{Body, Candidate},
     pipeline::Input,
 };
-use storage::Changes;
+use storage::{Changes, Lease, Store};
 
 use crate::{
-    advance::advance,
+    advance::{advance, explain},
     batch::elapsed_ms,
     pipeline::{Pipeline, StageError},
-    records::{BATCHES, BatchRecord, PROVE},
+    records::{BATCHES, BatchKey, BatchRecord, MAX_PROVING, PROVE},
 };
 
 /// A proof must be done by then, or the batch is proven again, in ms.
@@ -59,6 +59,61 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         return Ok(true);
     };
     pipeline.say(format!("proving batch {}", record.sequence.0));
+    match make(pipeline, record.clone(), &transition, &mut changes).await {
+        Ok(mut record) => {
+            advance(
+                &pipeline.store,
+                &mut changes,
+                &mut record,
+                Input::Proven,
+                None,
+            )?;
+            changes.put(&BATCHES, &record.sequence.0, &record);
+            queue.ack(&mut changes, lease);
+        }
+        Err(error) => {
+            changes = Changes::new();
+            let why = format!("{:#}", anyhow::Error::from(error));
+            fail(&pipeline.store, &mut changes, lease, record, &why, now_ms())?;
+        }
+    }
+    pipeline.commit(changes).await?;
+    Ok(true)
+}
+
+/// An attempt at a batch has failed: it waits, longer each time, and after [`MAX_PROVING`] of them for an administrator.
+///
+/// # Errors
+/// A damaged database.
+pub fn fail(
+    store: &Store,
+    changes: &mut Changes,
+    lease: Lease<BatchKey, u64>,
+    mut record: BatchRecord,
+    why: &str,
+    now: u64,
+) -> Result<(), StageError> {
+    let (sequence, attempt) = (record.sequence.0, lease.attempts.saturating_add(1));
+    tracing::warn!(stage = "prove", sequence, attempt, why, "not proven");
+    let then = if attempt >= MAX_PROVING {
+        "it is a dead letter now: an administrator has to retry or drop it"
+    } else {
+        "it is tried again"
+    };
+    let reason = format!("batch {sequence} waits: it could not be proven ({why}); {then}");
+    explain(store, changes, &mut record, Some(&reason))?;
+    changes.put(&BATCHES, &sequence, &record);
+    store.queue(&PROVE)?.retry(changes, lease, now, why);
+    Ok(())
+}
+
+/// Proofs, body and transaction.
+async fn make(
+    pipeline: &Pipeline,
+    record: BatchRecord,
+    transition: &Transition,
+    changes: &mut Changes,
+) -> Result<BatchRecord, StageError> {
     let started = Instant::now();
     let key = Arc::clone(&pipeline.keys);
     let (work, live, sequence) = (transition.clone(), pipeline.live.clone(), record.sequence.0);
@@ -73,23 +128,12 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let elapsed = elapsed_ms(started);
     tracing::info!(
         stage = "prove",
-        sequence = record.sequence.0,
+        sequence,
         chunks = proofs.len(),
         elapsed_ms = elapsed,
         "batch proven"
     );
-    let mut record = complete(pipeline, record, &transition, proofs, elapsed, &mut changes)?;
-    advance(
-        &pipeline.store,
-        &mut changes,
-        &mut record,
-        Input::Proven,
-        None,
-    )?;
-    changes.put(&BATCHES, &record.sequence.0, &record);
-    queue.ack(&mut changes, lease);
-    pipeline.commit(changes).await?;
-    Ok(true)
+    complete(pipeline, record, transition, proofs, elapsed, changes)
 }
 
 /// Tells how many chunks are done, of how many.

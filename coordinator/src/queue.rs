@@ -11,6 +11,7 @@ use protocol::{
 use storage::{Changes, Direction, PushError, ReadError, Store};
 
 use crate::{
+    events,
     live::Reader,
     records::{
         DEPOSITS, LEFT_OUT, OPERATIONS, OperationRecord, PENDING, Progress, REQUESTS, Request,
@@ -77,11 +78,11 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
         .write()
         .map_err(|error| AcceptError::Storage(error.to_string()))?;
     let history = history.as_mut().ok_or(AcceptError::NoGenesis)?;
-    if let Some(record) = reader.store.get(&OPERATIONS, &id.0).map_err(storage)?
-        && record.progress.status != RequestStatus::Refused
-    {
-        return Ok(record);
-    }
+    let known = reader.store.get(&OPERATIONS, &id.0).map_err(storage)?;
+    let before = match known {
+        Some(record) if record.progress.status != RequestStatus::Refused => return Ok(record),
+        refused => refused.map(|record| record.progress),
+    };
     if !history.is_current() || reader.live.borrow().is_behind {
         return Err(AcceptError::NotCurrent);
     }
@@ -113,7 +114,7 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
         progress,
     };
     let mut changes = Changes::new();
-    changes.put(&OPERATIONS, &id.0, &record);
+    events::put_operation(&mut changes, before.as_ref(), id, &record);
     changes.put(&PENDING, &(sender.0, nonce), &id.0);
     enqueue(&reader.store, &mut changes, id, 0, Request::Signed(id)).map_err(
         |error| match error {
@@ -304,12 +305,14 @@ pub fn mark(
     match request {
         Request::Deposit(outpoint) => {
             if let Some(mut record) = store.get(&DEPOSITS, outpoint)? {
+                let before = record.progress.clone();
                 update(&mut record.progress);
-                changes.put(&DEPOSITS, outpoint, &record);
+                events::put_deposit(changes, Some(&before), &record);
             }
         }
         Request::Signed(id) => {
             if let Some(mut record) = store.get(&OPERATIONS, &id.0)? {
+                let before = record.progress.clone();
                 update(&mut record.progress);
                 let over = matches!(
                     record.progress.status,
@@ -325,7 +328,7 @@ pub fn mark(
                         changes.put(&PENDING, &(sender.0, nonce), &id.0);
                     }
                 }
-                changes.put(&OPERATIONS, &id.0, &record);
+                events::put_operation(changes, Some(&before), *id, &record);
             }
         }
     }

@@ -30,7 +30,7 @@ use protocol::{
     roster::Roster,
     vault::{GenesisCertificate, Vault},
 };
-use storage::{Changes, ReadError};
+use storage::{Changes, Place, ReadError};
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -39,12 +39,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    events,
     live::Reader,
     pipeline::{StageError, commit},
     queue::{self, AcceptError},
     records::{
         BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, OPERATIONS, OperationRecord,
-        Progress, Request, TERMS, TOP_UPS,
+        PROVE, Progress, Request, TERMS, TOP_UPS,
     },
     top_up,
 };
@@ -321,7 +322,14 @@ impl Rebuilder {
                 let is_active = |old: &BatchRecord| {
                     matches!(old.status, BatchStatus::Formed | BatchStatus::Proven)
                 };
-                if old.as_ref().is_some_and(is_active) {
+                let is_dead = |old: &BatchRecord| {
+                    let place = self.reader.store.queue(&PROVE)?.place(&old.key())?;
+                    Ok::<_, ReadError>(place == Some(Place::Dead))
+                };
+                // Nobody works at a dead letter.
+                if let Some(old) = old.as_ref().filter(|old| is_active(old))
+                    && !is_dead(old)?
+                {
                     // The pipeline gives it up by itself, and its requests wait again.
                     break;
                 }
@@ -411,6 +419,7 @@ impl Rebuilder {
                 ) => {
                     let Some(terms) = terms.next() else { continue };
                     let known = store.get(&DEPOSITS, outpoint)?;
+                    let before = known.as_ref().map(|row| row.progress.clone());
                     let mut record = known.unwrap_or_else(|| DepositRecord {
                         outpoint: *outpoint,
                         terms: terms.hash(),
@@ -421,7 +430,7 @@ impl Rebuilder {
                     done(&mut record.progress);
                     changes.put(&TERMS, &terms.hash().0, terms);
                     changes.put(&DEPOSITS_OF, &(terms.account.to_bytes(), *outpoint), &());
-                    changes.put(&DEPOSITS, outpoint, &record);
+                    events::put_deposit(changes, before.as_ref(), &record);
                 }
                 (signed, Request::Signed(id)) => {
                     let known = store.get(&OPERATIONS, &id.0)?;
@@ -433,7 +442,7 @@ impl Rebuilder {
                             progress: Progress::new(RequestStatus::Received, now),
                         };
                         done(&mut record.progress);
-                        changes.put(&OPERATIONS, &id.0, &record);
+                        events::put_operation(changes, None, *id, &record);
                     }
                 }
                 _ => {}
@@ -446,6 +455,7 @@ impl Rebuilder {
             "a batch from elsewhere is recorded"
         );
         let record = self.record_of(batch, candidate, body, requests, status, old.as_ref())?;
+        events::batch(changes, &record);
         changes.put(&BATCHES, &candidate.sequence.0, &record);
         if is_final {
             top_up::forget(changes, candidate);

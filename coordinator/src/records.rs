@@ -51,6 +51,11 @@ pub type BatchKey = (u64, u32);
 /// Names a request in its queue: operation id, and how often it was queued before.
 pub type RequestKey = ([u8; 32], u32);
 
+/// Attempts at having a request in a batch: what has waited for a week in vain needs somebody to look.
+const MAX_WAITING: u32 = 20_000;
+/// Attempts at proving a batch, over some five minutes.
+pub const MAX_PROVING: u32 = 16;
+
 const STAGE: RetryPolicy = RetryPolicy {
     first_ms: 500,
     longest_ms: 30_000,
@@ -67,10 +72,18 @@ pub const REQUESTS: QueueDef<RequestKey, Request> = QueueDef::new("requests", 1)
         max_len: 100_000,
         remember_done: 1_000_000,
     })
-    .retry(STAGE);
-/// Batches that wait for proofs.
+    .retry(RetryPolicy {
+        max_attempts: MAX_WAITING,
+        ..STAGE
+    });
+/// Batches that wait for proofs. Proving needs nothing from outside: what has failed so often needs somebody to look.
 pub const PROVE: QueueDef<BatchKey, u64> =
-    QueueDef::new("prove", 1).limits(STAGE_LIMITS).retry(STAGE);
+    QueueDef::new("prove", 1)
+        .limits(STAGE_LIMITS)
+        .retry(RetryPolicy {
+            max_attempts: MAX_PROVING,
+            ..STAGE
+        });
 /// Batches that wait for signatures.
 pub const SIGN: QueueDef<BatchKey, u64> =
     QueueDef::new("sign", 1).limits(STAGE_LIMITS).retry(STAGE);
@@ -106,6 +119,11 @@ pub fn columns() -> Vec<ColumnName> {
         BROADCAST.name(),
         CONFIRM.name(),
     ];
+    columns.extend([
+        crate::events::EVENTS.name(),
+        crate::events::ANNOUNCED.name(),
+        crate::admin::AUDIT.name(),
+    ]);
     columns.extend(node::history::TABLES);
     columns
 }

@@ -28,12 +28,13 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aggregate,
+    admin, aggregate,
     answer::{self, Desk},
     api, batch, broadcast, bump, confirm,
     copies::Copies,
     detect, dissolve,
     epoch::{self, Epochs},
+    events,
     genesis::Founding,
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
@@ -105,6 +106,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         roster: roster.clone(),
         verifying_key_hash,
         setup,
+        writing: Arc::new(Mutex::new(())),
         wake: Arc::new(Notify::new()),
         shown: Arc::new(Shown::new(store.clone(), watched, roster.clone())),
         copies: Copies::new(network.clone(), others, settings.copies),
@@ -113,7 +115,11 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         .await
         .with_context(|| format!("can't listen on {}", settings.http))?;
     tracing::info!(url = %format!("http://{}", listener.local_addr()?), "serving HTTP");
-    let router = api::router(reader.clone(), settings.requests_per_second);
+    let router = api::router(
+        reader.clone(),
+        settings.requests_per_second,
+        settings.admin_tokens.clone(),
+    );
     let http = tokio::spawn(api::serve(listener, router, stop.clone()));
     let sessions = Sessions::default();
     let epochs = Epochs::new(live.subscribe(), reader.wake.clone());
@@ -183,16 +189,12 @@ fn open_store(settings: &Settings, agreed: &str) -> Result<Store, OpenError> {
 ///
 /// # Errors
 /// Files or database that can't be read, or that a running coordinator has open.
-pub fn clear_alarm(settings_file: &Path) -> anyhow::Result<Option<String>> {
+pub fn clear_alarm(settings_file: &Path, reason: &str) -> anyhow::Result<Option<String>> {
     let settings = Settings::load(settings_file)?;
     let roster = files::load_roster(&settings.roster)?;
     let parameters = files::load_parameters(&settings.parameters)?;
     let store = open_store(&settings, &agreed(&roster, &parameters))?;
-    let alarm = store.get(&history::ALARM, &())?;
-    let mut changes = Changes::new();
-    changes.delete(&history::ALARM, &());
-    store.commit(changes)?;
-    Ok(alarm)
+    Ok(admin::clear_alarm(&store, reason)?)
 }
 
 struct Parts {
@@ -262,6 +264,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         parameters.final_confirmations,
         &mut changes,
     )?;
+    events::announce(&store, &opened, true, &mut changes)?;
     commit(&store, changes).await?;
     let watched = detect::load_watched(&store, &vault.group_key())?;
     reader
@@ -281,7 +284,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         live.is_behind = true;
         live.height = height;
     });
-    let writing = Arc::new(Mutex::new(()));
+    let writing = reader.writing.clone();
     let pipeline = Pipeline {
         store: store.clone(),
         network: network.clone(),
@@ -427,6 +430,8 @@ async fn follow(
                 .ok_or_else(|| StageError::Fault("no history".into()))?;
             let moved = history.take(step)?;
             confirm::take(store, history, final_confirmations, &mut changes)?;
+            let is_behind = live.borrow().is_behind;
+            events::announce(store, history, is_behind, &mut changes)?;
             (moved, history.height())
         };
         commit(store, changes).await?;

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use chain::{fees::FeeSettings, rpc::RpcSettings};
 use serde::{Deserialize, Serialize};
 
+use crate::token::{self, AdminToken};
+
 /// A coordinator's settings file (TOML). Paths are relative to the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,9 @@ pub struct Settings {
     /// Most requests a second from one address; bursts of twice as many pass.
     #[serde(default = "default_rate")]
     pub requests_per_second: u32,
+    /// Who may use `/v1/admin`; nobody when empty.
+    #[serde(default)]
+    pub admin_tokens: Vec<AdminToken>,
 }
 
 fn default_top_up_below() -> u64 {
@@ -94,6 +99,7 @@ impl Settings {
             settings.requests_per_second > 0,
             "requests_per_second must be at least 1"
         );
+        token::check(&settings.admin_tokens)?;
         Ok(settings)
     }
 }

@@ -7,6 +7,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+mod administer;
+mod events;
+
+pub use administer::{
+    ActDocument, ActKind, ActList, ActPage, ActRequest, DeadLetterDocument, DeadLetterList,
+    MAX_REASON_BYTES,
+};
+pub use events::{EventDocument, EventsQuery, Topic};
+
 /// Most entries in one answer with a list.
 pub const MAX_PAGE: usize = 100;
 /// Most operations of one account that wait at once.

@@ -147,9 +147,11 @@ pub async fn guard(State(limits): State<Arc<Limits>>, request: Request, next: Ne
     }
 }
 
-/// How many connections each client has.
-#[derive(Debug, Default)]
+/// How many connections, or streams, each client has.
+#[derive(Debug)]
 pub struct Connections {
+    most: usize,
+    most_per_client: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -159,11 +161,27 @@ pub const MAX_CONNECTIONS: usize = 1_024;
 pub const MAX_CONNECTIONS_PER_CLIENT: usize = 256;
 
 impl Connections {
-    /// Counts a connection until the slot is dropped; `None` at the client's bound.
+    /// With room for so many, and so many of one client.
+    pub fn new(most: usize, most_per_client: usize) -> Self {
+        Self {
+            most,
+            most_per_client,
+            open: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Counts a connection until the slot is dropped; `None` at either bound.
     pub fn open(self: &Arc<Self>, client: IpAddr) -> Option<Slot> {
         let mut open = self.lock();
+        if open
+            .values()
+            .fold(0, |all: usize, n| all.saturating_add(*n))
+            >= self.most
+        {
+            return None;
+        }
         let count = open.entry(client).or_insert(0);
-        if *count >= MAX_CONNECTIONS_PER_CLIENT {
+        if *count >= self.most_per_client {
             return None;
         }
         *count = count.saturating_add(1);
@@ -251,7 +269,10 @@ mod tests {
 
     #[test]
     fn a_client_has_a_share_of_the_connections_and_gets_it_back() {
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(Connections::new(
+            MAX_CONNECTIONS,
+            MAX_CONNECTIONS_PER_CLIENT,
+        ));
         let held: Vec<_> = std::iter::from_fn(|| connections.open(A))
             .take(10_000)
             .collect();

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A resource looks at the database and the history on a blocking thread, and changes nothing but
-//! through `queue::accept` and `terms::Shown`.
+//! through `queue::accept`, `terms::Shown` and `admin`.
 
 use std::sync::{Arc, PoisonError};
 
@@ -21,14 +21,16 @@ use node::history::History;
 use protocol::{api::MAX_REQUEST_BYTES, identity::PeerKey, vault::Vault};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::live::Reader;
+use crate::{live::Reader, token::AdminToken};
 use limit::Limits;
 use problem::{Code, Failure};
 
 mod accounts;
+mod admin;
 mod batches;
 mod blame;
 mod deposits;
+mod events;
 mod extract;
 mod limit;
 mod metrics;
@@ -36,6 +38,7 @@ mod openapi;
 mod operations;
 pub mod problem;
 mod serve;
+mod slow;
 mod status;
 mod vault;
 
@@ -45,6 +48,8 @@ pub use serve::serve;
 /// What the handlers share.
 struct Api {
     reader: Reader,
+    gate: admin::Gate,
+    streams: events::Streams,
 }
 
 type Shared = Arc<Api>;
@@ -122,6 +127,8 @@ fn routes() -> Vec<Route> {
         operations::routes(),
         batches::routes(),
         blame::routes(),
+        events::routes(),
+        admin::routes(),
         vault::routes(),
         status::routes(),
         openapi::routes(),
@@ -135,11 +142,16 @@ pub fn paths() -> Vec<&'static str> {
     routes().iter().map(|route| route.path).collect()
 }
 
-/// The API over what `reader` sees, with `rate_per_second` requests of each client address.
-pub fn router(reader: Reader, rate_per_second: u32) -> Router {
+/// The API over what `reader` sees, with `rate_per_second` requests of each client address, and administrators with these
+/// tokens.
+pub fn router(reader: Reader, rate_per_second: u32, admins: Vec<AdminToken>) -> Router {
     metrics::install();
     let limits = Arc::new(Limits::new(rate_per_second));
-    let api: Shared = Arc::new(Api { reader });
+    let api: Shared = Arc::new(Api {
+        reader,
+        gate: admin::Gate::new(admins),
+        streams: events::Streams::default(),
+    });
     let mut router = Router::new();
     for route in routes() {
         router = router.route(route.path, route.methods);

@@ -10,12 +10,13 @@ use utoipa::{
     openapi::{
         ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder,
         path::{Operation, PathItem},
+        security::{Http, HttpAuthScheme, SecurityScheme},
     },
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
-    Route, Shared, accounts, batches, blame, deposits, operations,
+    Route, Shared, accounts, admin, batches, blame, deposits, events, operations,
     problem::{self, Code, MEDIA_TYPE},
     routes as all_routes, status, vault,
 };
@@ -41,11 +42,18 @@ fn document() -> OpenApi {
         operations::Doc::openapi(),
         batches::Doc::openapi(),
         blame::Doc::openapi(),
+        events::Doc::openapi(),
+        admin::Doc::openapi(),
         vault::Doc::openapi(),
         status::Doc::openapi(),
     ] {
         document.merge(part);
     }
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(
+        "admin_token",
+        SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+    );
     document.info = InfoBuilder::new()
         .title("Drawbridge coordinator")
         .version(env!("CARGO_PKG_VERSION"))

@@ -71,7 +71,15 @@ codes! {
     UnknownOperation = 404 "unknown_operation" "No such operation was accepted here",
     UnknownBatch = 404 "unknown_batch" "There is no such batch",
     UnknownBlame = 404 "unknown_blame" "No such evidence is kept here",
+    UnknownDeadLetter = 404 "unknown_dead_letter" "There is no such dead letter",
     UnknownProblem = 404 "unknown_problem" "There is no such problem code",
+
+    EventsGone = 410 "events_gone" "The events after this id are not kept here",
+
+    // Administrators
+    AdminOff = 403 "admin_off" "This coordinator has no administrators",
+    Unauthorized = 401 "unauthorized" "No administrator's token, or a wrong one",
+    NotDroppable = 409 "not_droppable" "What is signed can't be dropped",
 
     // Values
     WrongNetwork = 422 "wrong_network" "The address is for another network",
@@ -104,6 +112,7 @@ codes! {
     Full = 503 "full" "No more deposit addresses can be kept",
     TooFewCopies = 503 "too_few_copies" "Too few other nodes have stored the request",
     Busy = 503 "busy" "Too many requests at once",
+    TooManyStreams = 503 "too_many_streams" "Too many streams of events",
     Timeout = 503 "timeout" "The answer took too long",
     Storage = 500 "storage" "The database failed",
     Internal = 500 "internal" "A fault of the coordinator",
@@ -127,7 +136,7 @@ impl Code {
         match self {
             Self::RateLimited | Self::Busy => Some("1"),
             Self::NotCurrent | Self::QueueFull | Self::TooFewCopies | Self::Timeout => Some("5"),
-            Self::NoGenesis | Self::NotReady => Some("30"),
+            Self::NoGenesis | Self::NotReady | Self::TooManyStreams => Some("30"),
             _ => None,
         }
     }
@@ -142,6 +151,7 @@ impl Code {
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
             StatusCode::UNPROCESSABLE_ENTITY => Self::InvalidBody,
             StatusCode::TOO_MANY_REQUESTS => Self::RateLimited,
+            StatusCode::UNAUTHORIZED => Self::Unauthorized,
             _ if status.is_client_error() => Self::MalformedRequest,
             _ => Self::Internal,
         }
@@ -238,6 +248,9 @@ impl IntoResponse for Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.code.retry_after_s() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }

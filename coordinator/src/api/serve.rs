@@ -14,14 +14,17 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::{
-    limit::{Connections, MAX_CONNECTIONS, Slot, client},
+    limit::{Connections, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT, Slot, client},
     metrics,
+    slow::Impatient,
 };
 
 /// Longest time between two requests of a connection, and for the head of one to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest head of a request in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// A client that takes nothing of an answer for so long is dropped.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Time that open requests have to finish on shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 /// Pause after the system had no file or memory for a connection.
@@ -38,7 +41,10 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let connections = Arc::new(Connections::default());
+    let connections = Arc::new(Connections::new(
+        MAX_CONNECTIONS,
+        MAX_CONNECTIONS_PER_CLIENT,
+    ));
     let mut open = JoinSet::new();
     let mut upkeep = tokio::time::interval(UPKEEP);
     loop {
@@ -107,7 +113,7 @@ async fn answer(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Impatient::new(stream, PATIENCE)), service);
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -35,7 +35,7 @@ fn court() -> Court {
         member.key = identity.public();
     }
     setting.reader.roster = Arc::new(roster);
-    setting.router = api::router(setting.reader.clone(), RATE);
+    setting.router = api::router(setting.reader.clone(), RATE, Vec::new());
     Court {
         setting,
         identities,

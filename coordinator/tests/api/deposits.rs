@@ -62,7 +62,7 @@ async fn a_deposit_address_is_the_one_that_its_terms_give_and_is_watched_and_sto
     assert_eq!(setting.post(PATH, &body).await.ok(), answer);
     assert_eq!(
         call(
-            &api::router(setting.reader.clone(), RATE),
+            &api::router(setting.reader.clone(), RATE, Vec::new()),
             post(PATH, body.to_string())
         )
         .await

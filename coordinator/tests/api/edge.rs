@@ -166,7 +166,7 @@ async fn query_parameters_are_known_and_in_range() {
 #[tokio::test]
 async fn one_address_can_use_up_its_own_rate_only() {
     let setting = Setting::new();
-    let router = api::router(setting.reader.clone(), 5);
+    let router = api::router(setting.reader.clone(), 5, Vec::new());
     let greedy = || from(get("/healthz"), "192.0.2.1:1");
     let mut passed = 0;
     let refused = loop {
@@ -210,7 +210,7 @@ async fn the_server_answers_connections_and_ends_when_it_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let router = api::router(setting.reader.clone(), 1);
+    let router = api::router(setting.reader.clone(), 1, Vec::new());
     let server = tokio::spawn(api::serve(listener, router, shutdown.clone()));
 
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -10,8 +10,9 @@ use coordinator::api::{self, problem::Code};
 use ledger::{Account, AccountIndex, Digest, MerklePath, State};
 use protocol::{identity::PeerKey, vault::Genesis};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
-use crate::setting::{ALICE, ALICE_SAT, NETWORK, Setting, call};
+use crate::setting::{ALICE, ALICE_SAT, NETWORK, Setting};
 
 const API_PAGE: &str = include_str!("../../../docs/api.md");
 
@@ -286,7 +287,9 @@ async fn the_openapi_document_lists_every_route_and_every_code() {
                 .uri(uri)
                 .body(Body::empty())
                 .unwrap();
-            assert_ne!(call(&setting.router, request).await.status, 405, "{path}");
+            // Without the body: a stream of events has no end.
+            let answer = setting.router.clone().oneshot(request).await.unwrap();
+            assert_ne!(answer.status(), 405, "{path}");
         }
     }
     let schemas = document["components"]["schemas"].as_object().unwrap();

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -25,6 +26,7 @@ use coordinator::{
         Request as Wish, SignedCandidate, TERMS, columns,
     },
     terms::Shown,
+    token::{self, NewToken},
 };
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, TransferRequest};
 use node::history::{self, CONFIRMED, Confirmed, History};
@@ -47,7 +49,7 @@ use threshold::{
     dkg::{Ceremony, Machine, Seed},
     sign::{Message, Package, Tweak, aggregate, commit, sign},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tower::ServiceExt as _;
 
 pub const NETWORK: Network = Network::Regtest;
@@ -62,12 +64,15 @@ pub const ALICE: u32 = 0;
 pub const BOB: u32 = 1;
 
 pub struct Setting {
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
+    folder: PathBuf,
     pub reader: Reader,
     pub live: watch::Sender<Live>,
     pub router: Router,
     pub vault: Arc<Vault>,
     /// Leaf 0, nonce 1.
+    /// Of the administrator "alice".
+    pub admin: NewToken,
     pub alice: AccountSecret,
     /// Leaf 1, nonce 0.
     pub bob: AccountSecret,
@@ -220,7 +225,7 @@ fn certificate(machines: &[Machine], key: &VaultKey) -> GenesisCertificate {
 }
 
 fn reader(
-    dir: &tempfile::TempDir,
+    folder: &Path,
     parameters: Parameters,
     roster: Roster,
     live: &watch::Sender<Live>,
@@ -230,7 +235,7 @@ fn reader(
         network: "test",
         columns: &columns(),
     };
-    let store = Store::open(dir.path(), &schema).unwrap();
+    let store = Store::open(folder, &schema).unwrap();
     let watched = Watched::default();
     let roster = Arc::new(roster);
     Reader {
@@ -244,6 +249,7 @@ fn reader(
         roster,
         verifying_key_hash: VERIFYING_KEY_HASH,
         setup: "single-party, for tests".to_owned(),
+        writing: Arc::new(Mutex::new(())),
         wake: Arc::new(Notify::new()),
     }
 }
@@ -258,6 +264,16 @@ pub fn deposit_outpoint(number: u8) -> OutPoint {
 impl Setting {
     /// Before key generation.
     pub fn empty() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_owned();
+        Self {
+            dir: Some(dir),
+            ..Self::at(folder)
+        }
+    }
+
+    /// Before key generation, with a database in this folder.
+    pub fn at(folder: PathBuf) -> Self {
         let roster = Roster {
             threshold: 2,
             operators: vec![member(1), member(2)],
@@ -265,26 +281,28 @@ impl Setting {
             attestation: Default::default(),
         };
         let parameters = Parameters::defaults(NETWORK);
-        let dir = tempfile::tempdir().unwrap();
         let live = watch::Sender::new(Live {
             phase: "generating the key".into(),
             bitcoind: true,
             ..Live::default()
         });
-        let reader = reader(&dir, parameters.clone(), roster.clone(), &live);
+        let reader = reader(&folder, parameters.clone(), roster.clone(), &live);
         let machines = group(&roster);
         let key = VaultKey::new(info(&machines).clone(), parameters, roster).unwrap();
         let certificate = certificate(&machines, &key);
         let vault = Arc::new(Vault::open(key, certificate, VERIFYING_KEY_HASH).unwrap());
+        let admin = token::make("alice").unwrap();
         let mut rng = StdRng::seed_from_u64(2);
         let (alice, bob) = (
             AccountSecret::generate(&mut rng),
             AccountSecret::generate(&mut rng),
         );
-        let router = api::router(reader.clone(), RATE);
+        let router = api::router(reader.clone(), RATE, vec![admin.entry.clone()]);
         Self {
-            _dir: dir,
+            dir: None,
+            folder,
             reader,
+            admin,
             live,
             router,
             vault,
@@ -297,6 +315,34 @@ impl Setting {
     pub fn new() -> Self {
         let setting = Self::empty();
         setting.store_first_batch();
+        setting.opened()
+    }
+
+    /// Where its database is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The same database, opened by another process as it were.
+    pub fn restarted(self) -> Self {
+        let Self {
+            dir,
+            folder,
+            reader,
+            live,
+            router,
+            ..
+        } = self;
+        *reader.history.write().unwrap() = None;
+        drop((reader, live, router));
+        Self {
+            dir,
+            ..Self::at(folder).opened()
+        }
+    }
+
+    fn opened(self) -> Self {
+        let setting = self;
         let history =
             History::open(setting.reader.store.clone(), setting.vault.clone(), 1).unwrap();
         assert!(history.is_current());
