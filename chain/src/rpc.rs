@@ -9,11 +9,13 @@ mod replies;
 mod settings;
 mod transport;
 
+use std::panic::Location;
 use std::time::Duration;
 
 use bitcoin::block::Header;
 use bitcoin::consensus::encode;
 use bitcoin::{Address, Block, BlockHash, FeeRate, Network, OutPoint, Transaction, Txid};
+use failpoint::Deed;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -286,9 +288,25 @@ impl BitcoinRpc {
     }
 
     /// Hands a transaction to the node as it is. [`crate::submit::submit`] explains the refusals.
-    pub async fn send_transaction(&self, transaction: &Transaction) -> Result<Txid, RpcError> {
+    #[track_caller]
+    pub fn send_transaction<'a>(
+        &'a self,
+        transaction: &'a Transaction,
+    ) -> impl Future<Output = Result<Txid, RpcError>> + use<'a> {
+        self.send_transaction_for(Location::caller(), transaction)
+    }
+
+    /// [`BitcoinRpc::send_transaction`] for a caller who is known by the line that asked for it.
+    pub(crate) async fn send_transaction_for(
+        &self,
+        place: &'static Location<'static>,
+        transaction: &Transaction,
+    ) -> Result<Txid, RpcError> {
         let raw = encode::serialize_hex(transaction);
-        self.call("sendrawtransaction", &[json!(raw)]).await
+        failpoint::before(Deed::Submit, place);
+        let reply = self.call("sendrawtransaction", &[json!(raw)]).await;
+        failpoint::after(Deed::Submit, place);
+        reply
     }
 
     /// Whether the mempool would take a transaction, without handing it over.

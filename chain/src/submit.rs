@@ -2,6 +2,8 @@
 //!
 //! Submitting is idempotent: every operator does it, and again after each restart.
 
+use std::panic::Location;
+
 use bitcoin::Transaction;
 
 use crate::rpc::{BitcoinRpc, RpcError, code};
@@ -75,16 +77,20 @@ impl SubmitError {
 }
 
 /// Submits a signed transaction.
-pub async fn submit(
-    rpc: &BitcoinRpc,
-    transaction: &Transaction,
-) -> Result<Submission, SubmitError> {
-    let known = rpc.mempool_entry(transaction.compute_txid()).await?;
-    match rpc.send_transaction(transaction).await {
-        Ok(_) if known.is_some() => Ok(Submission::AlreadyKnown),
-        Ok(_) => Ok(Submission::Accepted),
-        Err(RpcError::Rpc { code, message, .. }) => explain(code, message).map_err(SubmitError),
-        Err(error) => Err(error.into()),
+#[track_caller]
+pub fn submit<'a>(
+    rpc: &'a BitcoinRpc,
+    transaction: &'a Transaction,
+) -> impl Future<Output = Result<Submission, SubmitError>> + use<'a> {
+    let place = Location::caller();
+    async move {
+        let known = rpc.mempool_entry(transaction.compute_txid()).await?;
+        match rpc.send_transaction_for(place, transaction).await {
+            Ok(_) if known.is_some() => Ok(Submission::AlreadyKnown),
+            Ok(_) => Ok(Submission::Accepted),
+            Err(RpcError::Rpc { code, message, .. }) => explain(code, message).map_err(SubmitError),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::Location,
     sync::{Arc, PoisonError},
 };
 
@@ -138,8 +139,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// Only when the runtime is going down.
-    pub async fn commit(&self, changes: Changes) -> Result<(), StageError> {
-        commit(&self.store, changes).await
+    #[track_caller]
+    pub fn commit(&self, changes: Changes) -> impl Future<Output = Result<(), StageError>> + use<> {
+        commit(&self.store, changes)
     }
 
     /// A look at the history for others.
@@ -365,17 +367,26 @@ pub fn abandon(
 ///
 /// # Errors
 /// Only when the runtime is going down.
-pub async fn commit(store: &Store, changes: Changes) -> Result<(), StageError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let store = store.clone();
-    match tokio::task::spawn_blocking(move || store.commit(changes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => {
-            tracing::error!(%error, "a safety write failed; stopping (S11)");
-            std::process::abort()
+#[track_caller]
+pub fn commit(
+    store: &Store,
+    changes: Changes,
+) -> impl Future<Output = Result<(), StageError>> + use<> {
+    let (store, place) = (store.clone(), Location::caller());
+    async move {
+        if changes.is_empty() {
+            return Ok(());
         }
-        Err(error) => Err(StageError::Fault(error.to_string())),
+        match tokio::task::spawn_blocking(move || store.commit_for(place, changes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => stop_on_failed_write(&error),
+            Err(error) => Err(StageError::Fault(error.to_string())),
+        }
     }
+}
+
+/// Ends the process at once, before anything else can leave it (S11).
+pub fn stop_on_failed_write(error: &CommitError) -> ! {
+    tracing::error!(%error, "a safety write failed; stopping (S11)");
+    std::process::abort()
 }

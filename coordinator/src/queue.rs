@@ -13,6 +13,7 @@ use storage::{Changes, Direction, PushError, ReadError, Store};
 use crate::{
     events,
     live::Reader,
+    pipeline::stop_on_failed_write,
     records::{
         DEPOSITS, LEFT_OUT, OPERATIONS, OperationRecord, PENDING, Progress, REQUESTS, Request,
     },
@@ -125,10 +126,7 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
     reader
         .store
         .commit(changes)
-        .map_err(|error| {
-            tracing::error!(%error, "a safety write failed; stopping (S11)");
-            std::process::abort()
-        })
+        .map_err(|error| stop_on_failed_write(&error))
         .map(|()| {
             reader.wake.notify_one();
             record

@@ -38,7 +38,7 @@ use crate::{
     genesis::Founding,
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
-    pipeline::{Pipeline, StageError, commit},
+    pipeline::{Pipeline, StageError, commit, stop_on_failed_write},
     prove, rebuild, records,
     settings::Settings,
     terms::Shown,
@@ -342,10 +342,7 @@ async fn work(mut pipeline: Pipeline, wake: Arc<Notify>, stop: CancellationToken
         match step(&mut pipeline).await {
             Ok(true) => continue,
             Ok(false) => {}
-            Err(StageError::Commit(error)) => {
-                tracing::error!(%error, "a safety write failed; stopping (S11)");
-                std::process::abort()
-            }
+            Err(StageError::Commit(error)) => stop_on_failed_write(&error),
             Err(error) => {
                 tracing::warn!(error = %anyhow::Error::from(error).root_cause(), "a stage failed; trying again");
                 tokio::time::sleep(PAUSE).await;

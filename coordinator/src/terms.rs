@@ -7,6 +7,7 @@ use storage::{Changes, Direction, Store};
 
 use crate::{
     live::Watched,
+    pipeline::stop_on_failed_write,
     records::{TERMS, TERMS_FROM},
 };
 
@@ -57,7 +58,7 @@ impl Shown {
     /// share of the room only. The same again changes nothing.
     ///
     /// # Errors
-    /// [`KeepError`].
+    /// [`KeepError`]. A failed write stops the process (S11).
     pub fn keep(&self, address: &DepositAddress, from: Option<PeerKey>) -> Result<(), KeepError> {
         let hash = address.terms.hash();
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +88,7 @@ impl Shown {
             changes.put(&TERMS, &hash.0, &address.terms);
             self.store
                 .commit(changes)
-                .map_err(|error| storage(&error))?;
+                .unwrap_or_else(|error| stop_on_failed_write(&error));
             *count = Some(more);
         }
         drop(count);

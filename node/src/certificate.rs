@@ -21,6 +21,7 @@ pub fn load(store: &Store) -> Result<Option<GenesisCertificate>, ReadError> {
 ///
 /// # Errors
 /// A failed safety write: the caller stops (S11).
+#[track_caller]
 pub fn save(store: &Store, certificate: &GenesisCertificate) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     changes.put(&CERTIFICATE, &(), certificate);
@@ -40,6 +41,7 @@ pub fn load_epoch(store: &Store) -> Result<Option<EpochCertificate>, ReadError> 
 ///
 /// # Errors
 /// A failed safety write: the caller stops (S11).
+#[track_caller]
 pub fn save_epoch(store: &Store, certificate: &EpochCertificate) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     changes.put(&EPOCH, &(), certificate);

@@ -4,9 +4,11 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    panic::Location,
     path::{Path, PathBuf},
 };
 
+use failpoint::Deed;
 use protocol::{
     identity::Identity,
     parameters::{Parameters, ParametersError},
@@ -167,11 +169,14 @@ pub fn save_identity(path: &Path, identity: &Identity) -> Result<(), FileError> 
 ///
 /// # Errors
 /// [`FileError::Io`], of kind `AlreadyExists` when there is one.
+#[track_caller]
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let io = |source| FileError::Io {
         path: path.to_owned(),
         source,
     };
+    let place = Location::caller();
+    failpoint::before(Deed::File, place);
     let fresh = beside(path);
     let write = || {
         let mut file = fs::OpenOptions::new()
@@ -191,7 +196,9 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     // After a link or a failure. What can't be removed is as private as the file itself.
     let _ = fs::remove_file(&fresh);
     written.map_err(io)?;
-    sync_folder_of(path).map_err(io)
+    sync_folder_of(path).map_err(io)?;
+    failpoint::after(Deed::File, place);
+    Ok(())
 }
 
 /// A name in the same folder that nobody else uses.

@@ -125,6 +125,7 @@ pub enum HistoryError {
 ///
 /// # Errors
 /// A failed safety write: the caller stops (S11).
+#[track_caller]
 pub fn keep(store: &Store, candidate: &Candidate, body: &[u8]) -> Result<(), CommitError> {
     let mut changes = Changes::new();
     keep_in(&mut changes, candidate, body);

@@ -43,6 +43,7 @@ pub struct Reply(p2p::Reply);
 
 impl Reply {
     /// Answers.
+    #[track_caller]
     pub fn send(self, answer: Answer) {
         self.0.send(message::encode(&answer));
     }

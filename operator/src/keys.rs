@@ -14,9 +14,11 @@ use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
+    panic::Location,
     path::{Path, PathBuf},
 };
 
+use failpoint::Deed;
 use node::files::{self, FileError};
 use threshold::{
     KeyShare, ShareError,
@@ -135,10 +137,12 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError`].
+    #[track_caller]
     pub fn save_share(&self, share: &KeyShare) -> Result<(), KeyFileError> {
         self.save_share_to(self.folder.join(SHARE_FILE), share)
     }
 
+    #[track_caller]
     fn save_share_to(&self, path: PathBuf, share: &KeyShare) -> Result<(), KeyFileError> {
         let secret = share
             .to_secret_bytes()
@@ -168,6 +172,7 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError::OtherShare`] if that one is of another refresh, and the others.
+    #[track_caller]
     pub fn save_pending(&self, share: &KeyShare) -> Result<(), KeyFileError> {
         let path = self.pending_path(share.group().epoch());
         if let Some(kept) = self.load_share_from(path.clone())? {
@@ -189,14 +194,18 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError::Io`].
+    #[track_caller]
     pub fn promote(&self, epoch: u32) -> Result<(), KeyFileError> {
         let path = self.pending_path(epoch);
         let io = |path: &Path| {
             let path = path.to_owned();
             |source| KeyFileError::Io { path, source }
         };
+        let place = Location::caller();
+        failpoint::before(Deed::File, place);
         fs::rename(&path, self.folder.join(SHARE_FILE)).map_err(io(&path))?;
         self.sync_folder().map_err(io(&self.folder))?;
+        failpoint::after(Deed::File, place);
         for earlier in self.pending_epochs()?.into_iter().filter(|e| *e < epoch) {
             let path = self.pending_path(earlier);
             fs::remove_file(&path).map_err(io(&path))?;
@@ -259,6 +268,7 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError`].
+    #[track_caller]
     pub fn save_refresh(&self, refresh: &RefreshSeed) -> Result<(), KeyFileError> {
         let mut secret = Zeroizing::new(Vec::with_capacity(68));
         secret.extend_from_slice(&refresh.base);
@@ -271,6 +281,7 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError::Io`].
+    #[track_caller]
     pub fn delete_refresh(&self) -> Result<(), KeyFileError> {
         self.delete(REFRESH_FILE)
     }
@@ -301,6 +312,7 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError`].
+    #[track_caller]
     pub fn save_seed(&self, ceremony: &CeremonyId, seed: &Seed) -> Result<(), KeyFileError> {
         let mut secret = Zeroizing::new(Vec::with_capacity(64));
         secret.extend_from_slice(&ceremony.0);
@@ -313,17 +325,24 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError::Io`].
+    #[track_caller]
     pub fn delete_seed(&self) -> Result<(), KeyFileError> {
         self.delete(SEED_FILE)
     }
 
+    #[track_caller]
     fn delete(&self, name: &str) -> Result<(), KeyFileError> {
         let path = self.folder.join(name);
+        let place = Location::caller();
+        failpoint::before(Deed::File, place);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(KeyFileError::Io { path, source })
             }
-            _ => Ok(()),
+            _ => {
+                failpoint::after(Deed::File, place);
+                Ok(())
+            }
         }
     }
 
@@ -354,6 +373,7 @@ impl KeyFiles {
 
     /// A new file beside the old one, synced, then renamed over it, and the folder synced: after a crash
     /// there is the old file or the new one.
+    #[track_caller]
     fn write(&self, path: &Path, secret: &[u8], purpose: &str) -> Result<(), KeyFileError> {
         let sealed =
             seal::seal_at(self.cost, secret, &self.passphrase, purpose).map_err(|source| {
@@ -363,6 +383,8 @@ impl KeyFiles {
                 }
             })?;
         let fresh = path.with_extension("new");
+        let place = Location::caller();
+        failpoint::before(Deed::File, place);
         let write = || {
             match fs::remove_file(&fresh) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -381,7 +403,9 @@ impl KeyFiles {
         write().map_err(|source| KeyFileError::Io {
             path: path.to_owned(),
             source,
-        })
+        })?;
+        failpoint::after(Deed::File, place);
+        Ok(())
     }
 }
 

@@ -79,17 +79,26 @@ impl Peers {
     ///
     /// # Errors
     /// [`AskError`]; the peer may have acted all the same.
-    pub async fn ask(&self, peer: PeerKey, ask: &Ask) -> Result<Answer, AskError> {
-        let answer = self.network.ask(peer, message::encode(ask)).await?;
-        Ok(message::decode(&answer)?)
+    #[track_caller]
+    pub fn ask(
+        &self,
+        peer: PeerKey,
+        ask: &Ask,
+    ) -> impl Future<Output = Result<Answer, AskError>> + use<'_> {
+        let asking = self.network.ask(peer, message::encode(ask));
+        async move { Ok(message::decode(&asking.await?)?) }
     }
 
     /// Tells everyone who can be reached now.
     ///
     /// # Errors
     /// [`p2p::PublishError`]; nobody was told.
-    pub async fn tell(&self, gossip: &Gossip) -> Result<(), p2p::PublishError> {
-        self.network.publish(message::encode(gossip)).await
+    #[track_caller]
+    pub fn tell(
+        &self,
+        gossip: &Gossip,
+    ) -> impl Future<Output = Result<(), p2p::PublishError>> + use<'_> {
+        self.network.publish(message::encode(gossip))
     }
 
     /// Everyone who is connected.

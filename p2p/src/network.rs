@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeSet,
+    panic::Location,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use failpoint::Deed;
 use protocol::identity::{Identity, PeerKey};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
@@ -59,13 +61,17 @@ pub struct Reply {
 impl Reply {
     /// Answers. An answer above [`MAX_ASK_BYTES`] becomes [`Refusal::AnswerTooLarge`]; an asker who has
     /// gone away does not matter.
+    #[track_caller]
     pub fn send(self, data: Vec<u8>) {
+        let place = Location::caller();
+        failpoint::before(Deed::Send, place);
         let answer = if data.len() > MAX_ASK_BYTES {
             Err(Refusal::AnswerTooLarge)
         } else {
             Ok(data)
         };
         let _ = self.answer.send(answer);
+        failpoint::after(Deed::Send, place);
     }
 
     /// Tells the asker that it must wait.
@@ -227,34 +233,55 @@ impl Network {
     ///
     /// # Errors
     /// [`PublishError`]; nothing was sent.
-    pub async fn publish(&self, data: Vec<u8>) -> Result<(), PublishError> {
-        if data.len() > MAX_GOSSIP_BYTES {
-            return Err(PublishError::TooLarge(data.len()));
+    #[track_caller]
+    pub fn publish(
+        &self,
+        data: Vec<u8>,
+    ) -> impl Future<Output = Result<(), PublishError>> + use<'_> {
+        let place = Location::caller();
+        async move {
+            if data.len() > MAX_GOSSIP_BYTES {
+                return Err(PublishError::TooLarge(data.len()));
+            }
+            failpoint::before(Deed::Send, place);
+            let (done, result) = oneshot::channel();
+            let command = Command::Publish { data, done };
+            self.commands
+                .send(command)
+                .await
+                .map_err(|_| PublishError::ShutDown)?;
+            let outcome = result.await.map_err(|_| PublishError::ShutDown)?;
+            failpoint::after(Deed::Send, place);
+            outcome
         }
-        let (done, result) = oneshot::channel();
-        let command = Command::Publish { data, done };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| PublishError::ShutDown)?;
-        result.await.map_err(|_| PublishError::ShutDown)?
     }
 
     /// Asks one peer, waiting up to [`ASK_WAIT`] for a connection and [`ASK_TIMEOUT`] for the answer.
     ///
     /// # Errors
     /// [`AskError`]; see its variants for whether the peer may have acted.
-    pub async fn ask(&self, peer: PeerKey, data: Vec<u8>) -> Result<Vec<u8>, AskError> {
-        if data.len() > MAX_ASK_BYTES {
-            return Err(AskError::TooLarge(data.len()));
+    #[track_caller]
+    pub fn ask(
+        &self,
+        peer: PeerKey,
+        data: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, AskError>> + use<'_> {
+        let place = Location::caller();
+        async move {
+            if data.len() > MAX_ASK_BYTES {
+                return Err(AskError::TooLarge(data.len()));
+            }
+            failpoint::before(Deed::Send, place);
+            let (answer, result) = oneshot::channel();
+            let command = Command::Ask { peer, data, answer };
+            self.commands
+                .send(command)
+                .await
+                .map_err(|_| AskError::ShutDown)?;
+            let outcome = result.await.map_err(|_| AskError::ShutDown)?;
+            failpoint::after(Deed::Send, place);
+            outcome
         }
-        let (answer, result) = oneshot::channel();
-        let command = Command::Ask { peer, data, answer };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| AskError::ShutDown)?;
-        result.await.map_err(|_| AskError::ShutDown)?
     }
 
     /// The peers that can be talked to, in the order of their keys.

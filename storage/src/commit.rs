@@ -9,9 +9,11 @@
 use std::{
     collections::BTreeMap,
     mem,
+    panic::Location,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
+use failpoint::Deed;
 use rocksdb::WriteBatch;
 
 use crate::{
@@ -97,10 +99,30 @@ impl Store {
     ///
     /// # Errors
     /// Any [`CommitError`] is fatal to the process.
+    #[track_caller]
     pub fn commit(&self, changes: Changes) -> Result<(), CommitError> {
+        self.commit_for(Location::caller(), changes)
+    }
+
+    /// [`Store::commit`] for a caller who is known by the line that asked for the write: on another thread, say.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_for(
+        &self,
+        place: &'static Location<'static>,
+        changes: Changes,
+    ) -> Result<(), CommitError> {
         if changes.is_empty() {
             return Ok(());
         }
+        failpoint::before(Deed::Write, place);
+        self.commit_in_group(changes)?;
+        failpoint::after(Deed::Write, place);
+        Ok(())
+    }
+
+    fn commit_in_group(&self, changes: Changes) -> Result<(), CommitError> {
         let committer = &self.inner.committer;
         let mut group = committer.lock();
         let ticket = group.next_ticket;

@@ -5,6 +5,7 @@
 )]
 
 pub mod bitcoind;
+pub mod crasher;
 pub mod hosts;
 pub mod liar;
 pub mod line;

@@ -23,6 +23,7 @@ use wallet::Client;
 
 use crate::{
     bitcoind::{Bitcoind, BitcoindOptions},
+    crasher::{Claims, Crashes, Role},
     hosts::{Hosts, Place, free_port},
     liar::settings::Caps,
     saboteur::Fault,
@@ -57,6 +58,8 @@ pub struct Extras {
     pub coordinators: usize,
     /// Miner fees at a rate that users' fees don't cover, and operators whose caps are near.
     pub tight_fees: bool,
+    /// The nodes die wherever they can.
+    pub crashes: Option<Crashes>,
     /// Most operations in one batch, where that is not the default; and a coordinator that takes requests faster.
     pub max_operations: Option<u16>,
     /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over;
@@ -108,9 +111,13 @@ pub struct Node {
     binary: PathBuf,
     /// Set while the node misbehaves.
     fault: Option<Fault>,
+    /// Set while the node dies wherever it can.
+    crashes: Option<Claims>,
     settings: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    /// Of the latest process.
+    pid: u32,
 }
 
 impl Node {
@@ -120,11 +127,15 @@ impl Node {
     /// When the binary can't be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = match self.fault {
-            None => Command::new(&self.binary),
-            Some(_) => Command::new(binary("drawbridge-saboteur")?),
+        let mut command = match (self.fault, &self.crashes) {
+            (None, None) => Command::new(&self.binary),
+            (Some(_), _) => Command::new(binary("drawbridge-saboteur")?),
+            (None, Some(_)) => Command::new(binary("drawbridge-crasher")?),
         };
         command.args(["run", "--settings"]).arg(&self.settings);
+        if let Some(claims) = self.crashes.as_ref().filter(|_| self.fault.is_none()) {
+            command.args(claims.arguments());
+        }
         if let Some(fault) = self.fault {
             command.args(["--fault", fault.name()]);
         }
@@ -136,6 +147,7 @@ impl Node {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("can't start {}", self.binary.display()))?;
+        self.pid = child.id().unwrap_or_default();
         self.child = Some(child);
         Ok(())
     }
@@ -208,6 +220,33 @@ impl Node {
         self.settings = settings;
     }
 
+    /// Starts the process again if it has died at a point that it has claimed. Gives the point.
+    ///
+    /// # Errors
+    /// When it has ended in any other way, or can't be started.
+    pub fn rise(&mut self) -> anyhow::Result<Option<String>> {
+        let (Some(claims), Some(child)) = (&self.crashes, &mut self.child) else {
+            return Ok(None);
+        };
+        if child.try_wait()?.is_none() {
+            return Ok(None);
+        }
+        let point = claims.of(self.pid)?.with_context(|| {
+            format!(
+                "{} has ended by itself; its log is {}",
+                self.name,
+                self.log.display()
+            )
+        })?;
+        self.start()?;
+        Ok(Some(point))
+    }
+
+    /// From its next start on the node dies nowhere.
+    pub fn spare(&mut self) {
+        self.crashes = None;
+    }
+
     /// Is the process there?
     pub fn is_running(&mut self) -> bool {
         self.child
@@ -237,6 +276,8 @@ pub struct LocalNetwork {
     pub parameters: Parameters,
     /// Where the nodes live.
     pub hosts: Hosts,
+    /// Who has died where, as told, and was started again.
+    pub deaths: Vec<(String, String)>,
 }
 
 /// The binary of that name in the folder of this program, where the nodes' binaries are too.
@@ -379,14 +420,20 @@ impl LocalNetwork {
         fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
         let node =
             |member: &Member, program: &str, pages: &str, place: &Place| -> anyhow::Result<Node> {
+                let role = Role::of(program);
+                let crashes = extras
+                    .crashes
+                    .map(|crashes| Claims::lay_out(&dir.join("crashes"), role, crashes));
                 Ok(Node {
                     name: member.name.clone(),
                     pages: format!("http://{pages}"),
                     binary: place.program(&dir.join(&member.name), binary(program)?)?,
                     fault: None,
+                    crashes: crashes.transpose()?,
                     settings: dir.join(&member.name).join("settings.toml"),
                     log: logs.join(format!("{}.log", member.name)),
                     child: None,
+                    pid: 0,
                 })
             };
         let mut rpc = bitcoind.settings();
@@ -409,6 +456,7 @@ impl LocalNetwork {
             dir: dir.to_owned(),
             parameters,
             hosts,
+            deaths: Vec::new(),
         })
     }
 
@@ -444,9 +492,12 @@ impl LocalNetwork {
                 return Ok(value);
             }
             for node in self.operators.iter_mut().chain([&mut self.coordinator]) {
+                if let Some(point) = node.rise()? {
+                    self.deaths.push((node.name.clone(), point));
+                }
                 // A node that a scenario has killed has no child.
                 ensure!(
-                    node.child.is_none() || node.is_running(),
+                    node.child.is_none() || node.crashes.is_some() || node.is_running(),
                     "{} has ended; its log is {}",
                     node.name,
                     node.log.display()
@@ -583,6 +634,13 @@ fn write_coordinator(
             "top_up_below_sat".into(),
             i64::try_from(LOW_SURPLUS)?.into(),
         );
+    }
+    if extras.crashes.is_some()
+        && let Some(batching) = settings
+            .get_mut("batching")
+            .and_then(toml::Value::as_table_mut)
+    {
+        batching.insert("age_ms".into(), 1_500.into());
     }
     if extras.max_operations.is_some() {
         settings.insert("requests_per_second".into(), 2_000.into());

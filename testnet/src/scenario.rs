@@ -3,6 +3,7 @@
 
 pub mod big_batch;
 mod bitcoind_down;
+pub mod crash_everywhere;
 mod deep_reorg;
 mod double_spent_deposit;
 mod faulty;
@@ -33,6 +34,7 @@ use steps::{
 };
 
 use crate::{
+    crasher::Crashes,
     network::{Extras, GENESIS, LocalNetwork},
     report::{Batch, Report},
     saboteur::Fault,
@@ -92,6 +94,9 @@ pub enum Scenario {
     /// The basic scenario, with the coordinator's disk lost while requests wait, and rebuilt from the operators and the
     /// chain.
     TotalLoss,
+    /// Deposits, transfers, withdrawals, a refresh, a reorganisation and more, while each node is killed once at every
+    /// point where it writes, sends or submits anything, and started again. Takes about ten minutes.
+    CrashEverywhere,
     /// The basic scenario, with bitcoind stopped for a while in the middle of the first batch.
     BitcoindDown,
 }
@@ -122,6 +127,7 @@ impl Scenario {
             Self::DeepReorg => "deep-reorg",
             Self::UnknownSpend => "unknown-spend",
             Self::BitcoindDown => "bitcoind-down",
+            Self::CrashEverywhere => "crash-everywhere",
         }
     }
 
@@ -131,6 +137,7 @@ impl Scenario {
             Self::LyingCoordinator => lying_coordinator::EXTRAS,
             Self::FeeBump => fee_bump::EXTRAS,
             Self::BigBatch => big_batch::Numbers::default().extras(),
+            Self::CrashEverywhere => crash_everywhere::extras(Crashes::EVERYWHERE),
             _ => Extras::default(),
         }
     }
@@ -295,6 +302,9 @@ pub async fn play(
     scenario: Scenario,
     story: &Story,
 ) -> anyhow::Result<Report> {
+    if scenario == Scenario::CrashEverywhere {
+        return crash_everywhere::play(network, story).await;
+    }
     if scenario == Scenario::BigBatch {
         return big_batch::play(network, big_batch::Numbers::default(), story).await;
     }
@@ -581,6 +591,8 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
         Scenario::DoubleSpentDeposit => (0, 1),
         // Deposits and operations come back one after the other, and may be in two batches.
         Scenario::TotalLoss => (2, 0),
+        // Whoever dies, batches are what was at hand then.
+        Scenario::CrashEverywhere => (0, 0),
         _ => (2, 2),
     };
     let busy = batches.iter().any(|batch| {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 
 /// The lines of the drawing, from above.
 const LINES: [&[&str]; 7] = [
-    &["ledger", "threshold", "attestation"],
+    &["failpoint", "ledger", "threshold", "attestation"],
     &["protocol"],
     &["proof", "chain", "simulator"],
     &["p2p", "storage"],

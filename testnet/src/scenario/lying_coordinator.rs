@@ -20,6 +20,7 @@ use crate::{
 pub(super) const EXTRAS: Extras = Extras {
     coordinators: 2,
     tight_fees: true,
+    crashes: None,
     max_operations: None,
     quick_bumps: false,
 };
