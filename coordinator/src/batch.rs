@@ -56,7 +56,7 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let mut returning = Changes::new();
     queue::come_back(&pipeline.store, &mut returning, now)?;
     pipeline.commit(returning).await?;
-    let ready = requests.lengths().ready;
+    let ready = requests.ready_at(now);
     if ready == 0 {
         pipeline.waiting_since = None;
         pipeline.ask_for_top_up(None);

@@ -432,6 +432,11 @@ impl<K: Key, T: Serialize + DeserializeOwned> Queue<K, T> {
         self.shared.index().lengths()
     }
 
+    /// How many items [`Queue::lease`] would give at `now_ms`, one after the other.
+    pub fn ready_at(&self, now_ms: u64) -> usize {
+        self.shared.index().ready_at(now_ms)
+    }
+
     /// When there will be something to lease, in the milliseconds that [`Queue::lease`] was given:
     /// 0 means now, `None` means not before the next push.
     pub fn next_due_ms(&self) -> Option<u64> {

@@ -226,6 +226,21 @@ fn attempts_wait_longer_and_end_as_a_dead_letter_that_an_operator_decides_about(
 }
 
 #[test]
+fn what_can_be_had_is_counted_after_a_restart_and_when_a_wait_is_over() {
+    let f = Fixture::new();
+    for key in 1..=3 {
+        f.push(key).unwrap();
+    }
+    assert_eq!(f.queue.ready_at(0), 3);
+    let f = f.restart();
+    assert_eq!(f.queue.ready_at(0), 3, "nothing was pushed or leased since");
+    let leased = f.lease(0).unwrap();
+    assert_eq!(f.queue.ready_at(LEASE_MS - 1), 2);
+    assert_eq!(f.queue.ready_at(LEASE_MS), 3);
+    let _ = leased;
+}
+
+#[test]
 fn a_back_off_outlives_a_restart_and_a_lease_does_not() {
     let f = Fixture::new();
     f.push(1).unwrap();

@@ -95,8 +95,21 @@ impl Index {
         }
     }
 
+    /// Items that can be had now: those that were waiting and are due count, as all do after a start.
+    pub fn ready_at(&mut self, now_ms: u64) -> usize {
+        self.come_due(now_ms);
+        self.ready.len()
+    }
+
     /// Takes the oldest item that can be had now, and has it wait until `until`.
     pub fn take(&mut self, now_ms: u64, until: u64) -> Option<u64> {
+        self.come_due(now_ms);
+        let seq = *self.ready.first()?;
+        self.apply(Move::WaitUntil(until, seq));
+        Some(seq)
+    }
+
+    fn come_due(&mut self, now_ms: u64) {
         while let Some(&(due, seq)) = self.waiting.first()
             && due <= now_ms
         {
@@ -108,9 +121,6 @@ impl Index {
         {
             self.apply(Move::Ready(seq));
         }
-        let seq = *self.ready.first()?;
-        self.apply(Move::WaitUntil(until, seq));
-        Some(seq)
     }
 
     /// Ends the lease that runs until `until`. An item that is gone, leased anew or backing off
