@@ -21,7 +21,7 @@ use crate::{
     changes::{Changes, Write},
     log::Appended,
     queue::Staged,
-    store::{Inner, ReadError, Store, synced},
+    store::{Inner, ReadError, Store, is_full, synced},
     table::{ColumnName, EncodeError},
 };
 
@@ -35,6 +35,11 @@ pub enum CommitError {
     /// The disk or the database refused the write.
     #[error("the database refused a write: {0}")]
     Database(String),
+    /// There is no room.
+    #[error(
+        "the disk is full: make room where the database is, then start this node again; nothing that it acknowledged is lost ({0})"
+    )]
+    Full(String),
     /// What a queue keeps on disk cannot be read.
     #[error("a queue cannot be read: {0}")]
     Queue(String),
@@ -204,9 +209,13 @@ impl Inner {
         for queue in &staged {
             queue.write_to(&mut batch);
         }
-        self.db
-            .write_opt(batch, &synced())
-            .map_err(|error| CommitError::Database(error.to_string()))?;
+        self.db.write_opt(batch, &synced()).map_err(|error| {
+            if is_full(&error) {
+                CommitError::Full(error.to_string())
+            } else {
+                CommitError::Database(error.to_string())
+            }
+        })?;
         for queue in staged {
             queue.apply();
         }

@@ -10,7 +10,7 @@ use std::{
 
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBIterator, DBRecoveryMode,
-    IteratorMode, LogLevel, Options, ReadOptions, WriteOptions,
+    ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -42,6 +42,8 @@ const META_KEY: &[u8] = b"meta";
 const META_VERSION: u8 = 1;
 /// RocksDB insists on this column; nothing is kept in it.
 const DEFAULT: &str = "default";
+/// RocksDB's file that names the manifest in force.
+const HEAD: &str = "CURRENT";
 
 /// What a node expects of its database.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +67,8 @@ struct Meta {
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The folder cannot be made.
-    #[error("cannot create the folder {path}")]
+    /// The folder cannot be made or read.
+    #[error("cannot make or read the folder {path}")]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -134,7 +136,27 @@ pub enum OpenError {
         /// What is wrong with it.
         source: DecodeError,
     },
-    /// RocksDB refuses, for example because a file is damaged.
+    /// There is no room.
+    #[error(
+        "the disk is full: make room for {path}, then start this node again; nothing that it acknowledged is lost"
+    )]
+    Full {
+        /// The folder.
+        path: PathBuf,
+        /// What RocksDB said.
+        source: rocksdb::Error,
+    },
+    /// A file is damaged, or missing, where no crash can have done it.
+    #[error(
+        "the database {path} is damaged, and this node does not guess what was in it: leave the folder as it is, and see docs/crashes.md          for how this kind of node gets its data back ({reason})"
+    )]
+    Damaged {
+        /// The folder.
+        path: PathBuf,
+        /// What RocksDB said, or what is missing.
+        reason: String,
+    },
+    /// RocksDB refuses for another reason.
     #[error("cannot open the database {path}")]
     Database {
         /// The folder.
@@ -209,7 +231,10 @@ impl Store {
             source,
         })?;
         let wanted = column_names(schema);
-        let is_new = !path.join("CURRENT").exists();
+        let is_new = !path.join(HEAD).exists();
+        if is_new {
+            check_is_empty(path)?;
+        }
         let existing = if is_new {
             wanted.clone()
         } else {
@@ -410,13 +435,40 @@ fn column_options() -> Options {
 fn database_error(path: &Path, source: rocksdb::Error) -> OpenError {
     let text = source.to_string();
     if text.contains("lock hold") || text.contains("While lock file") {
-        OpenError::Locked(path.to_owned())
+        return OpenError::Locked(path.to_owned());
+    }
+    let path = path.to_owned();
+    if is_full(&source) {
+        OpenError::Full { path, source }
+    } else if source.kind() == ErrorKind::Corruption {
+        let reason = source.to_string();
+        OpenError::Damaged { path, reason }
     } else {
-        OpenError::Database {
-            path: path.to_owned(),
-            source,
+        OpenError::Database { path, source }
+    }
+}
+
+/// Without its head RocksDB takes a database for a new one, and writes over what is there. A crash while it is made
+/// leaves neither a log nor a table.
+fn check_is_empty(path: &Path) -> Result<(), OpenError> {
+    let folder = |source| OpenError::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    for entry in std::fs::read_dir(path).map_err(folder)? {
+        let name = entry.map_err(folder)?.file_name();
+        let name = Path::new(&name);
+        if name
+            .extension()
+            .is_some_and(|end| end == "log" || end == "sst")
+        {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                reason: format!("it has {} and no file {HEAD}", name.display()),
+            });
         }
     }
+    Ok(())
 }
 
 /// Reads the marker, or writes it if the database is new. Runs while we hold the lock, and before
@@ -475,6 +527,17 @@ fn write_marker(db: &DB, path: &Path, schema: &Schema<'_>) -> Result<(), OpenErr
     let value = encode_value(META_VERSION, &meta).map_err(|_| foreign())?;
     db.put_cf_opt(family, META_KEY, value, &synced())
         .map_err(|source| database_error(path, source))
+}
+
+/// Whether the system has refused for want of room, or of quota.
+pub(crate) fn is_full(error: &rocksdb::Error) -> bool {
+    let text = error.to_string();
+    let words = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "File too large",
+    ];
+    words.iter().any(|words| text.contains(words))
 }
 
 /// Every write reaches the disk before it is acknowledged (S11).
