@@ -15,3 +15,4 @@ pub mod report;
 pub mod saboteur;
 pub mod scenario;
 pub mod secrets;
+pub mod small_disk;

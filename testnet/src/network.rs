@@ -27,6 +27,7 @@ use crate::{
     hosts::{Hosts, Place, free_port},
     liar::settings::Caps,
     saboteur::Fault,
+    small_disk::SmallDisk,
 };
 
 /// Sats that fund the vault: its first surplus, out of which miner fees come.
@@ -60,6 +61,8 @@ pub struct Extras {
     pub tight_fees: bool,
     /// The nodes die wherever they can.
     pub crashes: Option<Crashes>,
+    /// The data of the coordinator and of the first operator are on disks of so many MiB.
+    pub small_disks: Option<u32>,
     /// Most operations in one batch, where that is not the default; and a coordinator that takes requests faster.
     pub max_operations: Option<u16>,
     /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over;
@@ -118,6 +121,8 @@ pub struct Node {
     child: Option<Child>,
     /// Of the latest process.
     pid: u32,
+    /// Where its data are, if that can be filled up.
+    disk: Option<SmallDisk>,
 }
 
 impl Node {
@@ -203,6 +208,11 @@ impl Node {
             String::from_utf8_lossy(&output.stderr)
         );
         serde_json::from_slice(&output.stdout).context("the command printed no JSON")
+    }
+
+    /// Where its data are, if that can be filled up.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
     }
 
     /// The node's settings file.
@@ -395,6 +405,14 @@ impl LocalNetwork {
         parameters.validate()?;
         let logs = dir.join("logs");
         fs::create_dir_all(&logs)?;
+        let mut disks = Vec::new();
+        if let Some(mebibytes) = extras.small_disks {
+            for name in ["coordinator-1", "operator-1"] {
+                let data = dir.join(name).join("data");
+                files::create_private_folder(&data)?;
+                disks.push(SmallDisk::mount(&data, mebibytes)?);
+            }
+        }
         let mut operators = Vec::new();
         let mut places = Vec::new();
         for number in 1..=size.operators {
@@ -434,6 +452,7 @@ impl LocalNetwork {
                     log: logs.join(format!("{}.log", member.name)),
                     child: None,
                     pid: 0,
+                    disk: None,
                 })
             };
         let mut rpc = bitcoind.settings();
@@ -448,9 +467,15 @@ impl LocalNetwork {
         let place = coordinator_place;
         let http = place.http.clone();
         write_coordinator(dir, &coordinator, &place, keys, &rpc, extras)?;
+        let mut coordinator_node = node(&coordinator, "drawbridge-coordinator", &http, &place)?;
+        for node in operator_nodes.iter_mut().chain([&mut coordinator_node]) {
+            let data = dir.join(&node.name).join("data");
+            let own = disks.iter().position(|disk| disk.holds(&data));
+            node.disk = own.map(|index| disks.swap_remove(index));
+        }
         Ok(Self {
             operators: operator_nodes,
-            coordinator: node(&coordinator, "drawbridge-coordinator", &http, &place)?,
+            coordinator: coordinator_node,
             client: Client::new(&format!("http://{http}"))?,
             bitcoind,
             dir: dir.to_owned(),

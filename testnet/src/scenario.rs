@@ -5,6 +5,7 @@ pub mod big_batch;
 mod bitcoind_down;
 pub mod crash_everywhere;
 mod deep_reorg;
+mod disk_full;
 mod double_spent_deposit;
 mod faulty;
 mod fee_bump;
@@ -97,6 +98,9 @@ pub enum Scenario {
     /// Deposits, transfers, withdrawals, a refresh, a reorganisation and more, while each node is killed once at every
     /// point where it writes, sends or submits anything, and started again. Takes about ten minutes.
     CrashEverywhere,
+    /// The basic scenario, with operator-1's disk full in the first batch, and the coordinator's in the second. Needs the
+    /// right to mount.
+    DiskFull,
     /// The basic scenario, with bitcoind stopped for a while in the middle of the first batch.
     BitcoindDown,
 }
@@ -128,6 +132,7 @@ impl Scenario {
             Self::UnknownSpend => "unknown-spend",
             Self::BitcoindDown => "bitcoind-down",
             Self::CrashEverywhere => "crash-everywhere",
+            Self::DiskFull => "disk-full",
         }
     }
 
@@ -137,6 +142,7 @@ impl Scenario {
             Self::LyingCoordinator => lying_coordinator::EXTRAS,
             Self::FeeBump => fee_bump::EXTRAS,
             Self::BigBatch => big_batch::Numbers::default().extras(),
+            Self::DiskFull => disk_full::extras(),
             Self::CrashEverywhere => crash_everywhere::extras(Crashes::EVERYWHERE),
             _ => Extras::default(),
         }
@@ -457,6 +463,7 @@ async fn during_first_batch(
         Scenario::KillCoordinator => kill::coordinator(network, story).await,
         Scenario::KillOperator => kill::operator(network, story).await,
         Scenario::BitcoindDown => bitcoind_down::for_a_while(network, story).await,
+        Scenario::DiskFull => disk_full::operator(network, story).await,
         Scenario::Reorg => reorg::deposits_and_batch(network, story).await,
         Scenario::MempoolEviction => mempool_eviction::twice(network, story).await,
         Scenario::BadShares => faulty::see_blame(network, story).await,
@@ -494,6 +501,7 @@ async fn during_second_batch(
     match scenario {
         Scenario::Restore => restore::see_quarantine(network, story).await,
         Scenario::TotalLoss => total_loss::lose(network, story).await,
+        Scenario::DiskFull => disk_full::coordinator(network, story).await,
         Scenario::PauseAndApprove => pause_and_approve::resume_and_approve(network, story).await,
         Scenario::Reorg => reorg::batch(network, story).await,
         Scenario::FeeBump => fee_bump::pass_over(network, story).await,
@@ -592,7 +600,7 @@ async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Re
         // Deposits and operations come back one after the other, and may be in two batches.
         Scenario::TotalLoss => (2, 0),
         // Whoever dies, batches are what was at hand then.
-        Scenario::CrashEverywhere => (0, 0),
+        Scenario::CrashEverywhere | Scenario::DiskFull => (0, 0),
         _ => (2, 2),
     };
     let busy = batches.iter().any(|batch| {

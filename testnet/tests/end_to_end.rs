@@ -5,11 +5,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use testnet::{
+    crasher::Crashes,
     hosts::{Hosts, Kind, round_trips, signing_ms},
     line::Quality,
     network::{Extras, LocalNetwork, Size, proof_keys},
     report::Report,
-    scenario::{self, Scenario, Story, big_batch},
+    scenario::{self, Scenario, Story, big_batch, crash_everywhere},
+    small_disk::SmallDisk,
 };
 
 async fn play(scenario: Scenario, size: Size) -> Report {
@@ -203,6 +205,31 @@ async fn a_coordinator_with_an_empty_disk_rebuilds_everything_and_no_request_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bitcoind_that_is_away_for_a_while_is_waited_for() {
     play(Scenario::BitcoindDown, SMALL).await;
+}
+
+/// A sample of the points; all of them: `./testnet/run.sh --once --scenario crash-everywhere`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_die_wherever_they_write_send_or_submit_lose_nothing() {
+    let extras = crash_everywhere::extras(Crashes { one_in: 6, seed: 4 });
+    let sample = async |network: &mut LocalNetwork, story: &Story| {
+        let report = crash_everywhere::play_rounds(network, 2, story).await?;
+        anyhow::ensure!(network.deaths.len() >= 8, "{:?}", network.deaths);
+        Ok(report)
+    };
+    let report = play_on(SMALL, extras, sample).await;
+    assert!(report.treasury_sat >= report.supply_sat);
+}
+
+/// Mounting needs root, or a mount namespace; without either this says so and checks nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stderr, reason = "why it checks nothing")]
+async fn a_full_disk_stops_its_node_and_loses_nothing() {
+    let probe = tempfile::tempdir().unwrap();
+    if let Err(error) = SmallDisk::mount(probe.path(), 1) {
+        eprintln!("{error}");
+        return;
+    }
+    play(Scenario::DiskFull, SMALL).await;
 }
 
 /// Network namespaces need root; without them this says so and checks the relays.

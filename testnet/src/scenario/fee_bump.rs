@@ -16,6 +16,8 @@ use crate::network::{BUMP_AFTER_BLOCKS, Extras, LocalNetwork};
 pub(super) const EXTRAS: Extras = Extras {
     coordinators: 0,
     tight_fees: false,
+    crashes: None,
+    small_disks: None,
     max_operations: None,
     quick_bumps: true,
 };

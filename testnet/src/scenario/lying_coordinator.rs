@@ -21,6 +21,7 @@ pub(super) const EXTRAS: Extras = Extras {
     coordinators: 2,
     tight_fees: true,
     crashes: None,
+    small_disks: None,
     max_operations: None,
     quick_bumps: false,
 };
