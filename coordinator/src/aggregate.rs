@@ -144,6 +144,7 @@ pub(crate) fn task(
         standing: pipeline.standing.clone(),
         me: pipeline.me,
         store: pipeline.store.clone(),
+        pool: Some(pipeline.pool.clone()),
     })
 }
 

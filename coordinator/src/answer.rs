@@ -136,6 +136,8 @@ impl Desk {
             Ask::Dkg { .. }
             | Ask::Keep { .. }
             | Ask::Sign { .. }
+            | Ask::Pool { .. }
+            | Ask::SignPooled { .. }
             | Ask::Attest { .. }
             | Ask::Refresh { .. }
             | Ask::Repair(_)

@@ -221,6 +221,7 @@ async fn certify(pipeline: &Pipeline, group: GroupInfo) -> Option<EpochCertifica
         standing: Standing::default(),
         me: pipeline.me,
         store: pipeline.store.clone(),
+        pool: None,
     };
     let (stop, epochs, begin) = (
         pipeline.stop.clone(),

@@ -329,6 +329,7 @@ impl Founding<'_> {
                 standing: Standing::default(),
                 me: self.me,
                 store: self.store.clone(),
+                pool: None,
             };
             let wait = |waiting: &Waiting| {
                 let waits_for = gossip::describe(waiting, &self.roster);

@@ -2,7 +2,7 @@
 //! round 2 with their answers to the sign requests. `protocol::signing` decides; this file sends.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use protocol::{
     batch::BodyHash,
     blame::{Evidence, Statement},
     identity::PeerKey,
-    message::{Answer, Ask, Gossip, Refusal, SessionId, Subject, decode, encode},
+    message::{Answer, Ask, Gossip, Refusal, Rule, SessionId, Subject, decode, encode},
     reputation::Standing,
     roster::Roster,
     signing::{Effect, Frost, Input, Session, Waiting},
@@ -22,11 +22,14 @@ use protocol::{
 use storage::Store;
 use threshold::{
     GroupInfo, SignerId,
-    sign::{Commitments, Message, output_key, verify},
+    sign::{Message, output_key, verify},
 };
 use tokio::sync::mpsc;
 
-use crate::blame;
+use crate::{
+    blame,
+    pool::{self, NoncePool},
+};
 
 /// Inputs that wait for the session to take them.
 const MAX_INPUTS: usize = 1_024;
@@ -178,12 +181,21 @@ pub struct Task {
     pub me: PeerKey,
     /// Where evidence is kept.
     pub store: Store,
+    /// What operators have handed out ahead of time, if that may be used.
+    pub pool: Option<NoncePool>,
 }
 
 impl Task {
     fn session(&self, standing: &Standing) -> Session {
         let scheme = Frost::new(self.group.clone(), self.messages.clone());
         Session::new(scheme, self.needed, standing.clone())
+    }
+
+    /// What the session hears first, if operators have handed anything out.
+    fn offer(&self) -> Option<Input> {
+        let pool = self.pool.as_ref()?;
+        let entries = pool.offer(self.group.epoch(), self.messages.len());
+        (!entries.is_empty()).then_some(Input::Pooled(entries))
     }
 }
 
@@ -205,8 +217,11 @@ pub async fn run(
     let mut repeat = tokio::time::interval(REPEAT);
     let mut round = 0_u32;
     let mut aggregating = Cost::default();
+    let mut first = task.offer().map(Heard::Input);
     let outcome = loop {
         let next = tokio::select! {
+            biased;
+            first = async { first.take() }, if first.is_some() => first,
             next = heard.recv() => next,
             _ = repeat.tick() => {
                 if abandon() {
@@ -273,16 +288,36 @@ pub async fn run(
                         signers = to.len(),
                         "shares asked for"
                     );
-                    let open = (id, epoch);
-                    request(
-                        network,
-                        sessions,
-                        &task.roster,
-                        open,
+                    let ask = Ask::Sign {
+                        session: id,
+                        epoch,
                         attempt,
                         commitments,
-                        to,
+                    };
+                    request(network, sessions, &task, (id, attempt), &ask, to);
+                }
+                Effect::Pooled {
+                    attempt,
+                    commitments,
+                } => {
+                    times.requested();
+                    let to: BTreeSet<SignerId> = commitments.keys().copied().collect();
+                    tracing::info!(
+                        stage = "gossip",
+                        attempt,
+                        signers = to.len(),
+                        "proposed, and shares asked for, with nonces from the pool"
                     );
+                    if let Some(pool) = &task.pool {
+                        pool.used(&commitments);
+                    }
+                    let ask = Ask::SignPooled {
+                        subject: task.subject.clone(),
+                        epoch,
+                        attempt,
+                        commitments,
+                    };
+                    request(network, sessions, &task, (id, attempt), &ask, to);
                 }
                 Effect::Blame {
                     signer,
@@ -314,8 +349,13 @@ pub async fn run(
                     signatures,
                     signers,
                     attempts,
+                    pooled,
                 } => {
                     times.finished(before);
+                    if pooled {
+                        tracing::info!(stage = "aggregate", "signed with nonces from the pool");
+                        metrics::counter!(pool::SIGNED_TOTAL).increment(1);
+                    }
                     aggregating.record(&AGGREGATE, signatures.len());
                     let signers = signers
                         .into_iter()
@@ -432,23 +472,20 @@ async fn propose(network: &Network, subject: &Subject, round: u32) {
 fn request(
     network: &Network,
     sessions: &Sessions,
-    roster: &Roster,
-    (session, epoch): (SessionId, u32),
-    attempt: u32,
-    commitments: BTreeMap<SignerId, Commitments>,
+    task: &Task,
+    (session, attempt): (SessionId, u32),
+    ask: &Ask,
     to: BTreeSet<SignerId>,
 ) {
-    let ask = encode(&Ask::Sign {
-        session,
-        epoch,
-        attempt,
-        commitments,
-    });
+    let is_pooled = matches!(ask, Ask::SignPooled { .. });
+    let pool = task.pool.clone().filter(|_| is_pooled);
+    let ask = encode(ask);
     for from in to {
-        let Some(peer) = peer(roster, from) else {
+        let Some(peer) = peer(&task.roster, from) else {
             continue;
         };
         let (network, sessions, ask) = (network.clone(), sessions.clone(), ask.clone());
+        let pool = pool.clone();
         tokio::spawn(async move {
             let lost = |refusal| Input::Lost {
                 from,
@@ -472,6 +509,10 @@ fn request(
                     }
                     Ok(Answer::Refused(refusal)) => {
                         tracing::info!(%from, %refusal, "sign request refused");
+                        // Under another rule it refuses the batch, not the nonces.
+                        if let Some(pool) = pool.filter(|_| refusal.rule == Rule::S9) {
+                            pool.shun(from);
+                        }
                         lost(Some(refusal))
                     }
                     _ => lost(None),

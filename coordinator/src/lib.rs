@@ -31,6 +31,7 @@ pub mod genesis;
 pub mod gossip;
 pub mod live;
 pub mod pipeline;
+pub mod pool;
 pub mod prove;
 pub mod queue;
 pub mod rebuild;

@@ -37,6 +37,7 @@ use crate::{
     epoch::Epochs,
     gossip::Sessions,
     live::{Live, SharedHistory},
+    pool::NoncePool,
     queue,
     records::{BATCHES, BatchRecord, LEFT_OUT},
     refusals::LeftOut,
@@ -104,6 +105,8 @@ pub struct Pipeline {
     pub network: Network,
     /// Where the network's events find the session.
     pub sessions: Sessions,
+    /// What operators hand out ahead of time; empty unless the settings say so.
+    pub pool: NoncePool,
     /// What is known of later epochs.
     pub epochs: Epochs,
     /// Own Bitcoin node.

@@ -39,6 +39,7 @@ use crate::{
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
     pipeline::{Pipeline, StageError, commit, stop_on_failed_write},
+    pool::{self, NoncePool},
     prove, rebuild, records,
     settings::Settings,
     terms::Shown,
@@ -285,10 +286,12 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         live.height = height;
     });
     let writing = reader.writing.clone();
+    let pool = NoncePool::default();
     let pipeline = Pipeline {
         store: store.clone(),
         network: network.clone(),
         sessions,
+        pool: pool.clone(),
         epochs,
         rpc,
         keys,
@@ -304,6 +307,15 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         history: reader.history.clone(),
         live: live.clone(),
     };
+    if pipeline.settings.nonce_pool {
+        tokio::spawn(pool::watch(
+            network.clone(),
+            pipeline.roster.clone(),
+            pool,
+            live.subscribe(),
+            stop.clone(),
+        ));
+    }
     let rebuilding = rebuild::Rebuilder {
         network: network.clone(),
         reader: reader.clone(),

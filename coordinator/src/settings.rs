@@ -36,6 +36,9 @@ pub struct Settings {
     /// Other nodes that must have stored a request before it is called accepted, 0 to all of them.
     #[serde(default = "default_copies")]
     pub copies: usize,
+    /// Whether to use nonces that operators hand out ahead of time, so that batches are signed in one round trip.
+    #[serde(default)]
+    pub nonce_pool: bool,
     /// Most requests a second from one address; bursts of twice as many pass.
     #[serde(default = "default_rate")]
     pub requests_per_second: u32,

@@ -18,6 +18,7 @@ mod follow;
 mod hand_on;
 mod key;
 mod outlet;
+mod pooled;
 mod repair;
 mod requests;
 mod sessions;
@@ -274,6 +275,10 @@ struct Node {
     early: VecDeque<Early>,
     /// Proposals refused under this operator's own policy, to be judged anew when that changes.
     denied: VecDeque<(PeerKey, Subject)>,
+    /// Entries of nonces that each coordinator may hold ahead of time.
+    nonce_pool: usize,
+    /// Pooled sign requests that wait for their session to be accepted.
+    parked: BTreeMap<SessionId, pooled::Parked>,
     /// Verifications at a time, by coordinator: one that floods proposals gets refusals, the others do not.
     verifiers: BTreeMap<PeerKey, Arc<Semaphore>>,
     asking_dkg: BTreeSet<PeerKey>,
@@ -480,6 +485,8 @@ async fn start(settings: Settings, outlet: Arc<dyn Outlet>) -> Result<(Node, Inc
         since: BTreeMap::new(),
         early: VecDeque::new(),
         denied: VecDeque::new(),
+        nonce_pool: settings.nonce_pool,
+        parked: BTreeMap::new(),
         verifiers: BTreeMap::new(),
         asking_dkg: BTreeSet::new(),
         asking_refresh: BTreeSet::new(),
@@ -605,9 +612,14 @@ impl Node {
         let before = self.work.len();
         self.work.retain(|id, _| state.session(id).is_some());
         self.since.retain(|id, _| state.session(id).is_some());
-        if self.work.len() < before
-            && let Some(safe) = &self.safe
-        {
+        let parked = std::mem::take(&mut self.parked);
+        let (open, closed): (BTreeMap<_, _>, BTreeMap<_, _>) = parked
+            .into_iter()
+            .partition(|(id, _)| state.session(id).is_some());
+        self.parked = open;
+        let gone = self.work.len() < before || !closed.is_empty();
+        closed.into_values().for_each(pooled::Parked::close);
+        if gone && let Some(safe) = &self.safe {
             blocking(|| lock(safe).forget(|id| state.session(id).is_some()));
         }
     }

@@ -11,6 +11,7 @@ use std::{
 use bitcoin::Network;
 use chain::RpcSettings;
 use node::files::{self, FileError};
+use protocol::message::MAX_POOL;
 use serde::{Deserialize, Serialize};
 
 use crate::passphrase::{self, Source};
@@ -77,6 +78,10 @@ section! {
         /// restored operator): the height of the genesis output's block, or any lower one.
         #[serde(default)]
         scan_from: u32 = "# scan_from = 0",
+        /// How many sets of nonces each coordinator may hold ahead of time, at most 8, so that a batch is signed in one
+        /// round trip. 0: none. They live in memory for a minute at most.
+        #[serde(default)]
+        nonce_pool: usize = "# nonce_pool = 0",
         /// The Unix socket of the helper that gives this operator's attestation documents, where the roster requires
         /// one (docs/attestation.md). Whoever can write to it can have documents made.
         #[serde(default)]
@@ -130,6 +135,9 @@ pub enum SettingsError {
     /// The status pages would be open to the network.
     #[error("'status_listen' is {0}: it has no login and must be a loopback address")]
     StatusListen(SocketAddr),
+    /// More nonces ahead of time than a coordinator may hold.
+    #[error("'nonce_pool' is {0}: a coordinator holds at most {MAX_POOL} of one operator")]
+    NoncePool(usize),
     /// Cheap sealing where money is real.
     #[error("'sealing = \"fast\"' is for regtest only, not for {0}")]
     Sealing(Network),
@@ -177,6 +185,9 @@ impl Settings {
             .filter(|address| !address.ip().is_loopback())
         {
             return Err(SettingsError::StatusListen(address));
+        }
+        if self.nonce_pool > MAX_POOL {
+            return Err(SettingsError::NoncePool(self.nonce_pool));
         }
         Ok(())
     }

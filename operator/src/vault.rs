@@ -1,14 +1,18 @@
 //! The key share: makes nonce commitments (round 1) and signature shares (round 2). The nonces are in
-//! [`s09_nonces::NonceBook`]. The same request again gets the same answer.
+//! [`s09_nonces::NonceBook`], those that are handed out ahead of time in [`Pool`]. The same request again gets the same answer.
 
 use std::collections::BTreeMap;
 
-use protocol::message::{Refusal, Rule, SessionId};
+use protocol::{
+    identity::PeerKey,
+    message::{POOL_PAIRS, Refusal, Rule, SessionId},
+    pool::{Pool, Request},
+};
 use rand::rngs::OsRng;
 use threshold::{
     GroupInfo, KeyShare, SignerId,
     repair::{Helper, Run, RunError},
-    sign::{self, Commitments, Package, PackageHash, Shares},
+    sign::{self, Commitments, Nonces, Package, PackageHash, Shares},
 };
 
 pub use crate::verify::s09_nonces::Reading;
@@ -45,20 +49,28 @@ struct Answered {
 pub struct KeySafe {
     share: KeyShare,
     nonces: NonceBook,
+    pool: Pool<Nonces, Commitments>,
     answers: BTreeMap<SessionId, Answered>,
 }
 
 impl KeySafe {
     /// Drops the nonces of sessions that are not open any more.
     pub fn forget(&mut self, is_open: impl Fn(&SessionId) -> bool) {
-        self.nonces.forget(is_open);
+        self.nonces.forget(&is_open);
+        self.pool.forget(&is_open);
     }
 
-    /// A safe without nonces.
+    /// A safe without nonces that hands out none ahead of time.
     pub fn new(share: KeyShare, now: Reading) -> Self {
+        Self::with_pool(share, now, 0)
+    }
+
+    /// A safe without nonces that hands out so many entries ahead of time to each coordinator.
+    pub fn with_pool(share: KeyShare, now: Reading, entries: usize) -> Self {
         Self {
             share,
             nonces: NonceBook::new(now),
+            pool: Pool::new(entries),
             answers: BTreeMap::new(),
         }
     }
@@ -88,8 +100,107 @@ impl KeySafe {
         if interrupted {
             // The copy may have given another answer.
             self.answers.clear();
+            self.pool.clear();
         }
+        self.pool.expire(self.nonces.now_ms());
         interrupted
+    }
+
+    /// Changes whenever everything that was handed out ahead of time is dropped. Whoever hands out looks at it while
+    /// nothing keeps this operator from signing.
+    pub fn generation(&self) -> u64 {
+        self.pool.generation()
+    }
+
+    /// Makes one entry of the pool for a coordinator, if it lacks one: one, so that nobody who waits for the safe waits
+    /// long. Says whether it has made one.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: the pool is not of this generation any more, or no nonces can be made.
+    pub fn refill(
+        &mut self,
+        now: Reading,
+        coordinator: PeerKey,
+        generation: u64,
+    ) -> Result<bool, Refusal> {
+        self.watch(now);
+        self.expect(generation)?;
+        let now_ms = self.nonces.now_ms();
+        if !self.pool.wants(now_ms, &coordinator) {
+            return Ok(false);
+        }
+        let (nonces, commitments) = sign::commit(&self.share, POOL_PAIRS, &mut OsRng)
+            .map_err(|error| refuse(error.to_string()))?;
+        self.pool.put(now_ms, coordinator, nonces, commitments);
+        Ok(true)
+    }
+
+    /// Round 1 ahead of time: what a coordinator may use.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: the pool is not of this generation any more.
+    pub fn handed_out(
+        &mut self,
+        now: Reading,
+        coordinator: &PeerKey,
+        generation: u64,
+    ) -> Result<Vec<Commitments>, Refusal> {
+        self.watch(now);
+        self.expect(generation)?;
+        Ok(self.pool.young(self.nonces.now_ms(), coordinator))
+    }
+
+    fn expect(&self, generation: u64) -> Result<(), Refusal> {
+        if self.pool.generation() == generation {
+            return Ok(());
+        }
+        Err(refuse("all nonces were dropped meanwhile".to_owned()))
+    }
+
+    /// Entries of the pool that nobody has named yet.
+    pub fn pooled(&self) -> usize {
+        self.pool.unused()
+    }
+
+    /// Drops what was handed out ahead of time.
+    pub fn clear_pool(&mut self) {
+        self.pool.clear();
+    }
+
+    /// Binds the entry that a pooled request names to that request, before anything is verified: no other request gets
+    /// a share from it.
+    ///
+    /// # Errors
+    /// A [`Refusal`] under S9: this coordinator has no such entry any more.
+    pub fn bind(
+        &mut self,
+        now: Reading,
+        coordinator: &PeerKey,
+        session: SessionId,
+        attempt: u32,
+        commitments: &BTreeMap<SignerId, Commitments>,
+    ) -> Result<(), Refusal> {
+        self.watch(now);
+        let own = commitments
+            .get(&self.share.signer())
+            .ok_or_else(|| refuse("this operator has no commitments in the request".to_owned()))?;
+        let request = Request {
+            coordinator,
+            session,
+            attempt,
+            commitments,
+        };
+        let (pool, pairs) = (&mut self.pool, own.len());
+        if pool.bind(
+            &request,
+            |entry| entry.begin_with(own),
+            |nonces| nonces.first(pairs),
+        ) {
+            return Ok(());
+        }
+        Err(refuse(
+            "no such nonces were handed out, or they are used up, expired, or bound to another request".to_owned(),
+        ))
     }
 
     /// Round 1: commitments to fresh nonces for a session, or to those that it has and has not used: a
@@ -104,10 +215,7 @@ impl KeySafe {
         verified: &Verified,
     ) -> Result<Commitments, Refusal> {
         self.watch(now);
-        if let Some(commitments) = self.nonces.young(&session) {
-            return Ok(commitments.clone());
-        }
-        self.fresh(session, verified)
+        self.next(session, verified)
     }
 
     /// The answer that this very request has had.
@@ -133,6 +241,7 @@ impl KeySafe {
         &mut self,
         now: Reading,
         session: &SessionId,
+        attempt: u32,
         verified: &Verified,
         commitments: &BTreeMap<SignerId, Commitments>,
     ) -> Result<(), Refusal> {
@@ -147,9 +256,15 @@ impl KeySafe {
                 ),
             ));
         }
-        let nonces = self.nonces.look(session).ok_or_else(|| {
-            refuse("the nonces of this session are used up or expired; propose it again".to_owned())
-        })?;
+        let pooled = self.pool.look(session, attempt, commitments);
+        let nonces = pooled
+            .or_else(|| self.nonces.look(session))
+            .ok_or_else(|| {
+                refuse(
+                    "the nonces of this session are used up or expired; propose it again"
+                        .to_owned(),
+                )
+            })?;
         let package = package(verified, commitments);
         nonces
             .check(&self.share, &package)
@@ -172,8 +287,9 @@ impl KeySafe {
             return Ok(given);
         }
         let verified = promised.verified();
-        self.check(now, &session, verified, &commitments)?;
-        let Some(nonces) = self.nonces.take(&session) else {
+        self.check(now, &session, attempt, verified, &commitments)?;
+        let pooled = self.pool.take(&session, attempt, &commitments);
+        let Some(nonces) = pooled.or_else(|| self.nonces.take(&session)) else {
             return Err(refuse("the nonces of this session are gone".to_owned()));
         };
         let package = package(verified, &commitments);
@@ -182,7 +298,7 @@ impl KeySafe {
         let given = Given {
             package: package.hash(self.share.group()),
             shares,
-            next: self.fresh(session, verified)?,
+            next: self.next(session, verified)?,
         };
         let answer = Answered {
             attempt,
@@ -193,6 +309,14 @@ impl KeySafe {
         self.answers.insert(session, answer);
         self.evict();
         Ok(given)
+    }
+
+    /// Round 1 that has not been used: what an accept has said that a pooled request overtook, or else fresh.
+    fn next(&mut self, session: SessionId, verified: &Verified) -> Result<Commitments, Refusal> {
+        if let Some(commitments) = self.nonces.young(&session) {
+            return Ok(commitments.clone());
+        }
+        self.fresh(session, verified)
     }
 
     fn fresh(&mut self, session: SessionId, verified: &Verified) -> Result<Commitments, Refusal> {
@@ -497,5 +621,125 @@ mod tests {
         // A genesis certificate needs all n, whatever the threshold.
         assert_eq!(refusal.rule, Rule::S12);
         assert!(safes[0].sign(at(2), promised(1), commitments).is_ok());
+    }
+
+    fn coordinator() -> PeerKey {
+        testing::roster().coordinators[0].key
+    }
+
+    /// Safes with a pool, and an entry of each for one message.
+    fn pooled() -> (Vec<KeySafe>, BTreeMap<SignerId, Commitments>) {
+        let mut safes: Vec<_> = (0..3)
+            .map(|index| KeySafe::with_pool(testing::own_share(index), at(0), 2))
+            .collect();
+        let entries = safes.iter_mut().map(|safe| {
+            while safe.refill(at(0), coordinator(), 0).unwrap() {}
+            let entries = safe.handed_out(at(0), &coordinator(), 0).unwrap();
+            assert_eq!(entries.len(), 2);
+            (safe.share.signer(), entries[0].first(1).unwrap())
+        });
+        let entries = entries.collect();
+        (safes, entries)
+    }
+
+    #[test]
+    fn nonces_that_were_handed_out_ahead_of_time_make_the_signature_without_round_1() {
+        let verified = testing::verified_genesis();
+        let (mut safes, entries) = pooled();
+        let shares: BTreeMap<_, _> = safes
+            .iter_mut()
+            .map(|safe| {
+                safe.bind(at(1), &coordinator(), session(), 1, &entries)
+                    .unwrap();
+                let given = safe.sign(at(2), promised(1), entries.clone()).unwrap();
+                let again = safe.sign(at(3), promised(1), entries.clone()).unwrap();
+                assert_eq!(given, again);
+                (safe.share.signer(), given.shares)
+            })
+            .collect();
+        sign::aggregate(safes[0].group(), &package(&verified, &entries), &shares).unwrap();
+    }
+
+    #[test]
+    fn an_entry_of_the_pool_serves_the_request_that_named_it_first_and_no_other() {
+        let (mut safes, entries) = pooled();
+        let mut other = entries.clone();
+        let second = safes[1].handed_out(at(0), &coordinator(), 0).unwrap()[1].clone();
+        other.insert(safes[1].share.signer(), second.first(1).unwrap());
+        let safe = &mut safes[0];
+        safe.bind(at(1), &coordinator(), session(), 1, &entries)
+            .unwrap();
+        let elsewhere = SessionId([7; 32]);
+        for (session, attempt, commitments) in [
+            (session(), 1, &other),
+            (session(), 2, &entries),
+            (elsewhere, 1, &entries),
+        ] {
+            let refusal = safe
+                .bind(at(2), &coordinator(), session, attempt, commitments)
+                .unwrap_err();
+            assert_eq!(refusal.rule, Rule::S9);
+        }
+        assert!(safe.sign(at(3), promised(1), other.clone()).is_err());
+        assert!(safe.sign(at(3), promised(2), entries.clone()).is_err());
+        assert!(safe.sign(at(3), promised(1), entries.clone()).is_ok());
+        // Nor afterwards.
+        assert!(
+            safe.bind(at(4), &coordinator(), session(), 1, &other)
+                .is_err()
+        );
+        assert!(
+            safe.bind(at(4), &coordinator(), session(), 2, &entries)
+                .is_err()
+        );
+        assert!(safe.sign(at(4), promised(2), entries).is_err());
+    }
+
+    #[test]
+    fn entries_of_the_pool_die_with_a_minute_a_pause_a_restart_and_another_boot() {
+        let other_boot = Reading {
+            boot: Some("two".to_owned()),
+            ..at(10)
+        };
+        for (when, pauses, restarts) in [
+            (at(NONCE_LIFE_MS), false, false),
+            (at(10), true, false),
+            (at(10), false, true),
+            (other_boot, false, false),
+        ] {
+            let (mut safes, entries) = pooled();
+            let mut safe = safes.swap_remove(0);
+            safe.bind(at(1), &coordinator(), session(), 1, &entries)
+                .unwrap();
+            if pauses {
+                safe.clear_pool();
+            }
+            if restarts {
+                safe = KeySafe::with_pool(testing::own_share(0), at(2), 2);
+            }
+            let refusal = safe
+                .sign(when.clone(), promised(1), entries.clone())
+                .unwrap_err();
+            assert_eq!(refusal.rule, Rule::S9);
+            assert_eq!(safe.pooled(), 0);
+            // Entries that were being made meanwhile are not put in.
+            if !restarts && safe.generation() > 0 {
+                assert!(safe.refill(when.clone(), coordinator(), 0).is_err());
+                assert!(safe.handed_out(when, &coordinator(), 0).is_err());
+                assert_eq!(safe.pooled(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn entries_of_the_old_share_sign_nothing_with_the_new_one() {
+        let (_, entries) = pooled();
+        let new = testing::copy(&testing::refreshed()[0]);
+        let mut safe = KeySafe::with_pool(new, at(0), 2);
+        while safe.refill(at(0), coordinator(), 0).unwrap() {}
+        let refusal = safe
+            .bind(at(1), &coordinator(), session(), 1, &entries)
+            .unwrap_err();
+        assert_eq!(refusal.rule, Rule::S9);
     }
 }

@@ -67,7 +67,7 @@ const fn kind(name: &'static str, by: Who, to: Who, max_bytes: usize) -> Kind {
 }
 
 /// The kinds of [`crate::message::Ask`], in its order.
-const ASKS: [Kind; 18] = {
+const ASKS: [Kind; 20] = {
     use Who::{Anyone, Coordinators, Operators};
     [
         kind("dkg", Operators, Operators, SMALL),
@@ -103,6 +103,13 @@ const ASKS: [Kind; 18] = {
         kind("request", Coordinators, Anyone, HEAD),
         kind("requests", Anyone, Anyone, SMALL),
         kind("genesis-height", Anyone, Anyone, SMALL),
+        kind("pool", Coordinators, Operators, SMALL),
+        kind(
+            "sign-pooled",
+            Coordinators,
+            Operators,
+            HEAD + 64 * 1024 + MAX_REQUEST_BYTES,
+        ),
     ]
 };
 /// The kind of gossip that holds a group.
@@ -254,7 +261,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        message::{Ask, Gossip, SessionId, encode},
+        epoch::EpochClaim,
+        message::{Ask, Gossip, SessionId, Subject, encode},
         roster::Member,
     };
 
@@ -289,6 +297,19 @@ mod tests {
         })
     }
 
+    fn sign_pooled() -> Vec<u8> {
+        encode(&Ask::SignPooled {
+            subject: Subject::Epoch(EpochClaim {
+                vault: VaultId([0; 32]),
+                epoch: 1,
+                group: [0; 32],
+            }),
+            epoch: 0,
+            attempt: 1,
+            commitments: BTreeMap::new(),
+        })
+    }
+
     fn refuse() -> Vec<u8> {
         encode(&Ask::Refuse {
             session: SessionId([7; 32]),
@@ -307,12 +328,14 @@ mod tests {
             (10, Ask::Epoch),
             (16, Ask::Requests { after: None }),
             (17, Ask::GenesisHeight),
+            (18, Ask::Pool { epoch: 0 }),
         ];
         for (tag, ask) in asks {
             assert_eq!(encode(&ask)[1], tag);
         }
         assert_eq!((refuse()[1], ASKS[7].name), (7, "refuse"));
         assert_eq!((sign()[1], ASKS[8].name), (8, "sign"));
+        assert_eq!((sign_pooled()[1], ASKS[19].name), (19, "sign-pooled"));
         // No kind is left out: beyond the last, nothing decodes.
         for (count, tried) in [
             (ASKS.len(), decode_error::<Ask>(ASKS.len())),
@@ -343,6 +366,12 @@ mod tests {
         garbage.truncate(2);
         garbage.extend([0xff; 1000]);
         operator.ask(&COORDINATOR, &garbage).unwrap();
+        let by = operator.ask(&PeerKey([2; 32]), &sign_pooled()).unwrap_err();
+        assert!(matches!(by, AdmissionError::Sender { kind, .. } if kind == "sign-pooled"));
+        let pool = encode(&Ask::Pool { epoch: 0 });
+        operator.ask(&COORDINATOR, &pool).unwrap();
+        operator.ask(&OPERATOR, &pool).unwrap_err();
+        at(COORDINATOR).ask(&COORDINATOR, &pool).unwrap_err();
         let by = operator.ask(&PeerKey([2; 32]), &garbage).unwrap_err();
         assert!(matches!(by, AdmissionError::Sender { kind: "sign", .. }));
         let to = at(COORDINATOR).ask(&COORDINATOR, &garbage).unwrap_err();

@@ -18,6 +18,7 @@ pub mod invariants;
 pub mod message;
 pub mod parameters;
 pub mod pipeline;
+pub mod pool;
 pub mod repair;
 pub mod reputation;
 pub mod request;

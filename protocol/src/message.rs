@@ -27,6 +27,10 @@ pub const MAX_REASON_BYTES: usize = 400;
 pub const MAX_NAMED: usize = 2_000;
 /// Shares of uncertified epochs that an operator tells of.
 pub const MAX_PENDING: usize = 2;
+/// Pairs in a commitment vector that an operator hands out ahead of time: batches of more inputs go the ordinary way.
+pub const POOL_PAIRS: usize = 64;
+/// Most such vectors that a coordinator holds of one operator.
+pub const MAX_POOL: usize = 8;
 /// Domain of signed key-generation messages.
 pub const DKG_DOMAIN: &str = "dkg/1";
 /// Domain of signed refresh messages.
@@ -167,6 +171,24 @@ pub enum Ask {
     },
     /// "In which block is the genesis output?" It is a hint: whoever asks looks into that block.
     GenesisHeight,
+    /// "Give me round 1 ahead of time." from a coordinator.
+    Pool {
+        /// Epoch of the share that is to sign.
+        epoch: u32,
+    },
+    /// Proposal and sign request in one, with commitments that were handed out ahead of time. Answered once the batch is
+    /// verified. It holds the subject, so that it does not depend on the gossip having arrived.
+    SignPooled {
+        /// What to sign: a batch.
+        subject: Subject,
+        /// Epoch of the shares that sign.
+        epoch: u32,
+        /// Numbers the attempts of a session from 1.
+        attempt: u32,
+        /// The signers of this attempt with the commitments to use: of each one's vector as many pairs as there are
+        /// inputs.
+        commitments: BTreeMap<SignerId, Commitments>,
+    },
 }
 
 /// The answer to an [`Ask`].
@@ -215,6 +237,9 @@ pub enum Answer {
     Requests(Vec<UserRequest>),
     /// The height of the genesis output's block, if it is known.
     GenesisHeight(Option<u32>),
+    /// Commitment vectors of [`POOL_PAIRS`] pairs that this coordinator has not used, at most [`MAX_POOL`]; some may
+    /// have been in an answer before.
+    Pool(Vec<Commitments>),
 }
 
 /// The safety rules of DESIGN section 7.

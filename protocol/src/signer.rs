@@ -6,6 +6,9 @@
 //!                                                                        |
 //!                                            sign request --S7--> Promise, then Share (round 2)
 //! ```
+//!
+//! A pooled sign request names commitments that were handed out ahead of time. It proposes too, waits for the moment of
+//! the accept, and is answered in its stead: by then everything is checked that an ordinary one is checked by.
 
 mod grant;
 mod promise;
@@ -72,7 +75,21 @@ pub struct Session {
     pub attempt: u32,
     /// Sign requests answered since the latest proposal.
     pub answers: u32,
+    /// Whether a pooled sign request waits for the moment of the accept.
+    pub pooled: bool,
     opened: u64,
+}
+
+impl Session {
+    /// Everything is checked, stored and passed on.
+    fn accept(&mut self, id: SessionId) -> Effect {
+        self.phase = Phase::Accepted;
+        if std::mem::take(&mut self.pooled) {
+            Effect::Pooled(id, self.coordinator)
+        } else {
+            Effect::Accept(id, self.coordinator)
+        }
+    }
 }
 
 /// Everything an operator knows about signing.
@@ -154,6 +171,14 @@ pub enum Input {
     Receipt(SessionId, PeerKey),
     /// Time has passed.
     Tick,
+    /// The coordinator proposes, and asks for shares from commitments that were handed out ahead of time. The caller
+    /// holds the request, one a session, until [`Effect::Pooled`] or the session's end.
+    SignPooled {
+        /// Who asks.
+        from: PeerKey,
+        /// What.
+        subject: Subject,
+    },
     /// The coordinator asks for shares.
     SignRequested {
         /// Who asks.
@@ -178,6 +203,9 @@ pub enum Effect {
     PassOn(SessionId, BTreeSet<PeerKey>),
     /// Make nonces and send the accept.
     Accept(SessionId, PeerKey),
+    /// The pooled sign request of this session has its turn: say [`Input::SignRequested`] for it; if it can't be
+    /// answered, make nonces and send the accept.
+    Pooled(SessionId, PeerKey),
     /// Tell the coordinator why not.
     Refuse(SessionId, PeerKey, Refusal),
     /// Write how long the quarantine lasts. Lost, it begins anew, which only makes it longer.
@@ -262,6 +290,7 @@ impl State {
             Input::Stored { session, reachable } => Ok(self.stored(now, session, reachable)),
             Input::Receipt(id, peer) => Ok(self.receipt(id, peer)),
             Input::Tick => Ok(self.tick(now)),
+            Input::SignPooled { from, subject } => self.sign_pooled(now, from, subject),
             Input::SignRequested {
                 from,
                 session,
@@ -363,6 +392,7 @@ impl State {
             phase: Phase::Verifying,
             attempt: 0,
             answers: 0,
+            pooled: false,
             opened: now,
         };
         self.sessions.insert(id, session);
@@ -468,8 +498,7 @@ impl State {
         }
         // Certificates carry no batch data: there is nothing to pass on.
         if reachable.is_empty() || !matches!(session.subject, Subject::Batch(_)) {
-            session.phase = Phase::Accepted;
-            return vec![Effect::Accept(id, session.coordinator)];
+            return vec![session.accept(id)];
         }
         let deadline = now.saturating_add(RECEIPT_WAIT_MS);
         session.phase = Phase::PassingOn {
@@ -490,19 +519,47 @@ impl State {
         if !waiting.is_empty() {
             return Vec::new();
         }
-        session.phase = Phase::Accepted;
-        vec![Effect::Accept(id, session.coordinator)]
+        vec![session.accept(id)]
     }
 
     fn tick(&mut self, now: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (id, session) in &mut self.sessions {
             if matches!(&session.phase, Phase::PassingOn { deadline, .. } if *deadline <= now) {
-                session.phase = Phase::Accepted;
-                effects.push(Effect::Accept(*id, session.coordinator));
+                effects.push(session.accept(*id));
             }
         }
         effects
+    }
+
+    /// A repeated proposal makes attempts count anew; this request does not, so that nothing is signed through it that
+    /// [`Self::sign_requested`] would refuse.
+    fn sign_pooled(
+        &mut self,
+        now: u64,
+        from: PeerKey,
+        subject: Subject,
+    ) -> Result<Vec<Effect>, Refusal> {
+        if !matches!(subject, Subject::Batch(_)) {
+            return Err(Refusal::new(
+                Rule::S12,
+                "certificates are not signed with nonces from the pool",
+            ));
+        }
+        let id = subject.session(&from);
+        let effects = if self.sessions.contains_key(&id) {
+            Vec::new()
+        } else {
+            self.proposed(now, from, subject)?
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Ok(effects);
+        };
+        if session.phase == Phase::Accepted {
+            return Ok(vec![Effect::Pooled(id, from)]);
+        }
+        session.pooled = true;
+        Ok(effects)
     }
 
     fn sign_requested(

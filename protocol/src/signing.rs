@@ -16,10 +16,16 @@
 //! twice as far apart each time: one that has restarted is soon back, and one that does nothing else than
 //! spoil attempts leaves the others more and more time to finish without it.
 //!
+//! **Pool.** With commitments that enough signers have handed out ahead of time, the first attempt starts with the
+//! proposal: its signers are ready before they have verified. If one of them does not answer, the session goes on as
+//! any other, with the accepts of whoever did not answer and of the rest.
+//!
 //! Shares are checked only when their attempt fails, or when their signer is about to enter another one: as
 //! long as nobody is silent or bad, that is never.
 
 mod frost;
+mod input;
+mod pooled;
 mod scheme;
 mod view;
 mod waiting;
@@ -31,122 +37,9 @@ use threshold::{SignerId, sign::PackageHash};
 use crate::{message::Refusal, reputation::Standing};
 
 pub use frost::Frost;
+pub use input::{Effect, Input, Reject};
 pub use scheme::{Failure, Scheme};
 pub use waiting::Waiting;
-
-/// What the session hears.
-#[derive(Clone, Debug)]
-pub enum Input<S: Scheme = Frost> {
-    /// An operator has verified the subject.
-    Accepted {
-        /// Who.
-        from: SignerId,
-        /// Its round 1.
-        commitments: S::Commitments,
-    },
-    /// An operator will not sign.
-    Refused {
-        /// Who.
-        from: SignerId,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// The answer to a sign request, with round 1 for a next attempt.
-    Answered {
-        /// Who.
-        from: SignerId,
-        /// Which attempt.
-        attempt: u32,
-        /// Its round 2.
-        answer: S::Answer,
-    },
-    /// A sign request could not be delivered, or the operator did not take it.
-    Lost {
-        /// Who.
-        from: SignerId,
-        /// Which attempt.
-        attempt: u32,
-        /// What the operator said, if it said anything.
-        refusal: Option<Refusal>,
-    },
-    /// The subject was proposed once more: a new round, in which pending signers may accept anew.
-    Repeated,
-    /// The time that [`Effect::Hold`] asked for is over.
-    HeldLongEnough,
-}
-
-/// What the caller must do.
-#[derive(Clone, Debug)]
-pub enum Effect<S: Scheme = Frost> {
-    /// Send the sign request of an attempt.
-    Request {
-        /// Which attempt.
-        attempt: u32,
-        /// Its signers and their commitments.
-        commitments: BTreeMap<SignerId, S::Commitments>,
-        /// To whom: all of its signers, or one that was not reached before.
-        to: BTreeSet<SignerId>,
-    },
-    /// All inputs are signed.
-    Finished {
-        /// One BIP-340 signature an input, verified.
-        signatures: Vec<S::Signature>,
-        /// Who signed.
-        signers: BTreeSet<SignerId>,
-        /// Attempts started.
-        attempts: u32,
-    },
-    /// A signer sent a bad share.
-    Blame {
-        /// Who.
-        signer: SignerId,
-        /// In which attempt.
-        attempt: u32,
-        /// The attempt's signers and their commitments.
-        commitments: BTreeMap<SignerId, S::Commitments>,
-        /// What it said.
-        answer: S::Answer,
-    },
-    /// Enough are ready, but some of them have done badly before: say [`Input::HeldLongEnough`] after a
-    /// moment, in which better ones may come.
-    Hold,
-}
-
-/// Why an input was refused; the state is as before.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Reject {
-    /// Not an operator of this vault.
-    #[error("{0} is not a signer of this group")]
-    Stranger(SignerId),
-    /// It has sent a bad share in this session.
-    #[error("{0} was blamed in this session")]
-    Blamed(SignerId),
-    /// An accept while a sign request to the same signer is open: nothing new, or too soon after the last.
-    #[error("{0} has a sign request to answer")]
-    Pending(SignerId),
-    /// Commitments that an attempt has used up: a message that comes late or twice.
-    #[error("{0} repeats commitments that were used")]
-    Stale(SignerId),
-    /// An answer to nothing that was asked.
-    #[error("{0} was not asked for attempt {1}")]
-    NotAsked(SignerId, u32),
-    /// An answer that is here already.
-    #[error("{0} has answered attempt {1} before")]
-    Duplicate(SignerId, u32),
-    /// An answer to a package with other messages, commitments or verifying shares than were asked for.
-    /// Either side may be wrong, so nobody is blamed.
-    #[error("{0} has signed something else than attempt {1}")]
-    OtherPackage(SignerId, u32),
-    /// Commitments for another number of inputs.
-    #[error("{0} sent a wrong number of commitments")]
-    Length(SignerId),
-    /// The session is over.
-    #[error("the session is finished")]
-    Finished,
-    /// Aggregation of shares that had all verified failed; a fault of our own.
-    #[error("aggregation failed: {0}")]
-    Aggregate(String),
-}
 
 #[derive(Clone, Debug)]
 struct Attempt<S: Scheme> {
@@ -212,6 +105,8 @@ pub struct Session<S: Scheme = Frost> {
     blamed: BTreeSet<SignerId>,
     refused: BTreeMap<SignerId, Refusal>,
     finished: Option<u32>,
+    /// The attempt that began with commitments from the pool.
+    pooled: Option<u32>,
 }
 
 impl<S: Scheme> Session<S> {
@@ -235,6 +130,7 @@ impl<S: Scheme> Session<S> {
             blamed: BTreeSet::new(),
             refused: BTreeMap::new(),
             finished: None,
+            pooled: None,
         }
     }
 
@@ -248,6 +144,7 @@ impl<S: Scheme> Session<S> {
         }
         match input {
             Input::Accepted { from, commitments } => self.accepted(from, commitments),
+            Input::Pooled(entries) => self.pooled(entries),
             Input::Refused { from, refusal } => {
                 self.admit(from)?;
                 self.ready.remove(&from);
@@ -424,6 +321,7 @@ impl<S: Scheme> Session<S> {
             signatures,
             signers,
             attempts: self.started,
+            pooled: self.pooled == Some(number),
         }]
     }
 
@@ -494,7 +392,12 @@ impl<S: Scheme> Session<S> {
                 effects.extend(blamed);
                 continue;
             }
-            effects.push(self.start(&chosen));
+            let (attempt, commitments) = self.start(&chosen);
+            effects.push(Effect::Request {
+                attempt,
+                commitments,
+                to: chosen,
+            });
         }
         effects
     }
@@ -534,7 +437,8 @@ impl<S: Scheme> Session<S> {
             .collect()
     }
 
-    fn start(&mut self, chosen: &BTreeSet<SignerId>) -> Effect<S> {
+    /// Gives the attempt's number and its package.
+    fn start(&mut self, chosen: &BTreeSet<SignerId>) -> (u32, BTreeMap<SignerId, S::Commitments>) {
         let number = self.started.saturating_add(1);
         let commitments: BTreeMap<SignerId, S::Commitments> = chosen
             .iter()
@@ -551,11 +455,7 @@ impl<S: Scheme> Session<S> {
         self.attempts.insert(number, attempt);
         self.started = number;
         self.forget_hopeless();
-        Effect::Request {
-            attempt: number,
-            commitments,
-            to: chosen.clone(),
-        }
+        (number, commitments)
     }
 
     /// Keeps n - t + 1 attempts. There are never more in which somebody is pending, and none of those is

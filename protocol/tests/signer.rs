@@ -731,3 +731,89 @@ fn another_batch_is_signed_at_once_if_the_first_can_no_longer_confirm() {
         assert_eq!(judged.is_ok(), lost == Some(body), "{lost:?}");
     }
 }
+
+fn pooled(subject: &Subject) -> Input {
+    Input::SignPooled {
+        from: COORDINATOR,
+        subject: subject.clone(),
+    }
+}
+
+#[test]
+fn a_pooled_request_waits_for_verification_storage_and_receipts_too() {
+    let mut state = state();
+    let subject = Subject::Batch(candidate(1, 10));
+    let id = subject.session(&COORDINATOR);
+    let effects = state.step(0, pooled(&subject)).unwrap();
+    assert_eq!(effects, [Effect::Verify(id, COORDINATOR, subject.clone())]);
+    // The proposal that comes beside it, and the same once more, hurry nothing.
+    let proposal = Input::Proposed {
+        from: COORDINATOR,
+        subject: subject.clone(),
+    };
+    assert!(state.step(0, proposal).unwrap().is_empty());
+    assert!(state.step(0, pooled(&subject)).unwrap().is_empty());
+    assert_eq!(state.step(0, sign(&subject, 0)).unwrap_err().rule, Rule::S8);
+    state.step(0, Input::Verified(id)).unwrap();
+    let reachable = BTreeSet::from([PEER]);
+    let stored = Input::Stored {
+        session: id,
+        reachable,
+    };
+    state.step(0, stored).unwrap();
+    assert_eq!(state.step(0, sign(&subject, 0)).unwrap_err().rule, Rule::S8);
+    assert_eq!(
+        state.step(1, Input::Receipt(id, PEER)).unwrap(),
+        [Effect::Pooled(id, COORDINATOR)]
+    );
+    let granted = state.step(1, sign(&subject, 0)).unwrap();
+    assert!(matches!(granted[..], [Effect::PromiseAndSign(_)]));
+    // From then on it is a session as any other.
+    let again = Input::Proposed {
+        from: COORDINATOR,
+        subject,
+    };
+    assert_eq!(
+        state.step(2, again).unwrap(),
+        [Effect::Accept(id, COORDINATOR)]
+    );
+}
+
+#[test]
+fn a_pooled_request_gets_nothing_that_an_ordinary_one_does_not() {
+    let mut state = state();
+    let first = Subject::Batch(candidate(1, 10));
+    accepted(&mut state, &first);
+    state.step(0, sign(&first, 0)).unwrap();
+    // The attempt has had its answer, and this request does not make attempts count anew.
+    let id = first.session(&COORDINATOR);
+    assert_eq!(
+        state.step(0, pooled(&first)).unwrap(),
+        [Effect::Pooled(id, COORDINATOR)]
+    );
+    assert_eq!(state.step(0, sign(&first, 0)).unwrap_err().rule, Rule::S9);
+    // Another batch for the same treasury still has to wait (S7).
+    let second = Subject::Batch(candidate(2, 10));
+    state.step(0, pooled(&second)).unwrap();
+    let id = second.session(&COORDINATOR);
+    state.step(0, Input::Verified(id)).unwrap();
+    let stored = Input::Stored {
+        session: id,
+        reachable: BTreeSet::new(),
+    };
+    assert_eq!(
+        state.step(0, stored).unwrap(),
+        [Effect::Pooled(id, COORDINATOR)]
+    );
+    assert_eq!(state.step(0, sign(&second, 0)).unwrap_err().rule, Rule::S7);
+    // Nor is anything looked at that would not be as a proposal.
+    let mut elsewhere = candidate(3, 10);
+    elsewhere.parent = outpoint(99);
+    let elsewhere = Subject::Batch(elsewhere);
+    assert_eq!(
+        state.step(0, pooled(&elsewhere)).unwrap_err().rule,
+        Rule::S2
+    );
+    state.step(0, Input::Alarm("gone".to_owned())).unwrap();
+    assert_eq!(state.step(0, pooled(&first)).unwrap_err().rule, Rule::S14);
+}

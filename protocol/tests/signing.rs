@@ -738,3 +738,105 @@ fn signers_of_poor_standing_are_taken_when_there_are_no_others() {
     let (_, package) = world.request(effects).expect("whoever is there");
     assert_eq!(signers(&package), &ids[..3]);
 }
+
+/// Everybody's entries of a pool, for the two messages of a session.
+fn pool(world: &mut World) -> BTreeMap<SignerId, Commitments> {
+    let ids = world.ids();
+    ids.iter().map(|id| (*id, world.round1(*id))).collect()
+}
+
+/// The pooled request among these effects.
+fn pooled(world: &World, effects: &[Effect]) -> Option<(u32, Package)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Pooled {
+            attempt,
+            commitments,
+        } => Some((
+            *attempt,
+            Package {
+                messages: world.messages.clone(),
+                commitments: commitments.clone(),
+            },
+        )),
+        _ => None,
+    })
+}
+
+fn is_pooled(effects: &[Effect]) -> bool {
+    effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Finished { pooled: true, .. }))
+}
+
+#[test]
+fn entries_of_the_pool_sign_all_inputs_before_anybody_has_accepted() {
+    let mut world = World::new();
+    let entries = pool(&mut world);
+    let effects = world.step(Input::Pooled(entries)).unwrap();
+    assert_eq!(effects.len(), 1);
+    let (attempt, package) = pooled(&world, &effects).unwrap();
+    assert_eq!(attempt, 1);
+    assert_eq!(package.commitments.len(), usize::from(T));
+    let mut last = Vec::new();
+    for id in signers(&package) {
+        last = world.answer(id, attempt, &package).unwrap();
+    }
+    assert!(world.check_signatures(&last));
+    assert!(is_pooled(&last));
+}
+
+#[test]
+fn a_session_goes_on_without_the_pool_when_a_signer_does_not_have_its_entry_any_more() {
+    let mut world = World::new();
+    let entries = pool(&mut world);
+    let effects = world.step(Input::Pooled(entries)).unwrap();
+    let (attempt, package) = pooled(&world, &effects).unwrap();
+    let asked = signers(&package);
+    for id in &asked[1..] {
+        world.answer(*id, attempt, &package).unwrap();
+    }
+    let refusal = Refusal::new(Rule::S9, "no such nonces were handed out");
+    let lost = Input::Lost {
+        from: asked[0],
+        attempt,
+        refusal: Some(refusal),
+    };
+    assert!(world.step(lost).unwrap().is_empty());
+    // It accepts as anybody does, and is asked with the others that have answered.
+    let effects = world.accept(asked[0]).unwrap();
+    let (second, package) = world.request(effects).unwrap();
+    assert_eq!((second, signers(&package)), (2, asked.clone()));
+    let mut last = Vec::new();
+    for id in asked {
+        last = world.answer(id, second, &package).unwrap();
+    }
+    assert!(world.check_signatures(&last));
+    assert!(!is_pooled(&last));
+}
+
+#[test]
+fn the_pool_is_for_the_first_attempt_and_for_enough_signers_of_good_standing() {
+    let mut world = World::new();
+    let mut few = pool(&mut world);
+    while few.len() >= usize::from(T) {
+        few.pop_last();
+    }
+    let too_few = Reject::TooFew(few.len(), usize::from(T));
+    assert_eq!(world.step(Input::Pooled(few)).unwrap_err(), too_few);
+    let ids = world.ids();
+    let mut poor = Standing::default();
+    poor.learn(
+        &BTreeSet::new(),
+        &ids[..ids.len() - 1].iter().copied().collect(),
+    );
+    let mut wary = World::with(&poor);
+    let entries = pool(&mut wary);
+    let rejected = wary.step(Input::Pooled(entries)).unwrap_err();
+    assert_eq!(rejected, Reject::TooFew(1, usize::from(T)));
+    world.accept(ids[0]).unwrap();
+    let entries = pool(&mut world);
+    assert_eq!(
+        world.step(Input::Pooled(entries)).unwrap_err(),
+        Reject::Begun
+    );
+}

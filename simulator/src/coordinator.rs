@@ -27,8 +27,12 @@ pub struct Coordinator<C: Signatures> {
     pub requests: Requests<CommitmentsOf<C>>,
     /// Whether it has the signatures.
     pub is_finished: bool,
+    /// Whether they are of an attempt with nonces from the pool.
+    pub is_pooled: bool,
     /// How it judges the operators; lost by a restart.
     pub standing: Standing,
+    /// What operators have handed out to it. Its restarts leave it what it had, used or expired as it may be.
+    pub entries: BTreeMap<SignerId, CommitmentsOf<C>>,
     /// What is wrong with it.
     pub fault: Option<Fault>,
     scheme: C::Scheme,
@@ -75,7 +79,9 @@ impl<C: Signatures> Coordinator<C> {
             requests: Requests::new(session.signers().len(), needed),
             session,
             is_finished: false,
+            is_pooled: false,
             standing,
+            entries: BTreeMap::new(),
             fault: None,
             scheme,
             asked: BTreeMap::new(),

@@ -2,10 +2,24 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use protocol::{message::Refusal, signer};
+use protocol::{
+    identity::PeerKey,
+    message::{Refusal, Subject},
+    signer,
+};
 use threshold::SignerId;
 
 use crate::signatures::{AnswerOf, CommitmentsOf, Signatures};
+
+/// A sign request with entries of the pool.
+pub struct Pooled<C: Signatures> {
+    pub from: PeerKey,
+    pub incarnation: u32,
+    pub subject: Subject,
+    pub attempt: u32,
+    pub commitments: Arc<BTreeMap<SignerId, CommitmentsOf<C>>>,
+    pub asked_ms: u64,
+}
 
 /// Something that happens at some time: a message that arrives, or a node's own doing. Nodes are numbered in the order
 /// of the schedule.
@@ -38,6 +52,13 @@ pub enum Event<C: Signatures> {
         commitments: Arc<BTreeMap<SignerId, CommitmentsOf<C>>>,
         asked_ms: u64,
     },
+    /// A proposal and its sign request in one. Not always of a coordinator that has a session.
+    SignPooled {
+        to: usize,
+        request: Arc<Pooled<C>>,
+    },
+    /// A coordinator that lies.
+    Probe,
     /// Reaches whatever session its coordinator has by then.
     Answer {
         to: usize,

@@ -37,10 +37,12 @@ pub enum Fault {
     WakesWithOldNonces,
     /// Operators give the answer that they once gave, whatever they are asked.
     RepeatsItsAnswer,
+    /// Operators bind no entry of the pool: it stays there for whoever names it next.
+    ForgetsTheBinding,
 }
 
 /// All of them.
-pub const FAULTS: [Fault; 15] = [
+pub const FAULTS: [Fault; 16] = [
     Fault::BlamesTheSilent,
     Fault::BlamesOthers,
     Fault::TakesBadShares,
@@ -56,6 +58,7 @@ pub const FAULTS: [Fault; 15] = [
     Fault::ReusesNonces,
     Fault::WakesWithOldNonces,
     Fault::RepeatsItsAnswer,
+    Fault::ForgetsTheBinding,
 ];
 
 impl fmt::Display for Fault {
@@ -76,6 +79,7 @@ impl fmt::Display for Fault {
             Self::ReusesNonces => "operators use nonces again",
             Self::WakesWithOldNonces => "operators wake with old nonces after a restart",
             Self::RepeatsItsAnswer => "operators give an old answer to a new request",
+            Self::ForgetsTheBinding => "operators leave a named entry in the pool",
         })
     }
 }

@@ -8,12 +8,14 @@ use std::{
 use protocol::{
     identity::PeerKey,
     message::{Refusal, Rule, SessionId, Subject},
+    pool::{self, Pool},
     signer::{Effect, Input, State},
     transaction::Treasury,
 };
 use threshold::SignerId;
 
 use crate::{
+    event::Pooled,
     fault::Fault,
     schedule::{Conduct, Plan},
     signatures::{AnswerOf, CommitmentsOf, Lie, Request, Signatures},
@@ -21,6 +23,9 @@ use crate::{
 
 /// As in the node: how long nonces are good for.
 const NONCE_LIFE_MS: u64 = 60_000;
+
+/// Entries that a coordinator may hold of one operator.
+const POOL_ENTRIES: usize = 3;
 
 struct Held<C: Signatures> {
     nonces: C::Nonces,
@@ -49,6 +54,8 @@ pub struct Operator<C: Signatures> {
     state: State,
     needed: usize,
     held: BTreeMap<SessionId, Held<C>>,
+    pool: Pool<C::Nonces, CommitmentsOf<C>>,
+    parked: BTreeMap<SessionId, Arc<Pooled<C>>>,
     answered: BTreeMap<SessionId, Answered<C>>,
     answers: u32,
 }
@@ -65,6 +72,8 @@ impl<C: Signatures> Operator<C> {
             state: State::default(),
             needed,
             held: BTreeMap::new(),
+            pool: Pool::new(POOL_ENTRIES),
+            parked: BTreeMap::new(),
             answered: BTreeMap::new(),
             answers: 0,
         };
@@ -87,6 +96,8 @@ impl<C: Signatures> Operator<C> {
         self.state = State::default();
         self.state.promises = promises;
         self.held.clear();
+        self.pool = Pool::new(POOL_ENTRIES);
+        self.parked.clear();
         if self.fault == Some(Fault::WakesWithOldNonces) {
             self.restore(now);
         }
@@ -149,6 +160,80 @@ impl<C: Signatures> Operator<C> {
         commitments
     }
 
+    /// Round 1 ahead of time.
+    pub fn hand_out(
+        &mut self,
+        now: u64,
+        coordinator: PeerKey,
+        signatures: &mut C,
+    ) -> Vec<CommitmentsOf<C>> {
+        if matches!(self.plan.conduct, Conduct::Deaf | Conduct::Refuser) {
+            return Vec::new();
+        }
+        self.pool.expire(now);
+        while self.pool.wants(now, &coordinator) {
+            let (nonces, commitments) = signatures.commit(self.signer);
+            self.pool.put(now, coordinator, nonces, commitments);
+        }
+        self.pool.young(now, &coordinator)
+    }
+
+    /// A pooled sign request arrives: as the node does it, bound before anything else is done with it, and put aside
+    /// unless it has had its answer.
+    pub fn sign_pooled(
+        &mut self,
+        now: u64,
+        request: &Arc<Pooled<C>>,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let id = request.subject.session(&request.from);
+        self.bind(now, id, request)?;
+        self.parked.insert(id, request.clone());
+        let input = Input::SignPooled {
+            from: request.from,
+            subject: request.subject.clone(),
+        };
+        self.state.step(now, input).inspect_err(|_| {
+            self.parked.remove(&id);
+        })
+    }
+
+    fn bind(&mut self, now: u64, id: SessionId, request: &Pooled<C>) -> Result<(), Refusal> {
+        if self.answered.get(&id).is_some_and(|answered| {
+            answered.attempt == request.attempt && *answered.commitments == *request.commitments
+        }) {
+            return Ok(());
+        }
+        self.pool.expire(now);
+        let own = request.commitments.get(&self.signer);
+        let own = own.ok_or_else(|| Refusal::new(Rule::S9, "not asked"))?;
+        let names = pool::Request {
+            coordinator: &request.from,
+            session: id,
+            attempt: request.attempt,
+            commitments: &request.commitments,
+        };
+        if !self.pool.bind(&names, |entry| entry == own, Some) {
+            return Err(Refusal::new(Rule::S9, "no such entry"));
+        }
+        if self.fault == Some(Fault::ForgetsTheBinding)
+            && let Some(nonces) = C::again(own)
+        {
+            // As old as it was made now, in a pool that has room for it.
+            self.pool.put(
+                now.saturating_add(pool::LIFE_MS),
+                request.from,
+                nonces,
+                own.clone(),
+            );
+        }
+        Ok(())
+    }
+
+    /// The pooled request that waits for its session to be accepted.
+    pub fn parked(&mut self, session: &SessionId) -> Option<Arc<Pooled<C>>> {
+        self.parked.remove(session)
+    }
+
     /// New commitments that nothing is remembered of.
     pub fn throwaway(&mut self, signatures: &mut C) -> CommitmentsOf<C> {
         signatures.commit(self.signer).1
@@ -209,10 +294,18 @@ impl<C: Signatures> Operator<C> {
         }
         self.held
             .retain(|_, held| now.saturating_sub(held.made_ms) < NONCE_LIFE_MS);
-        let Some(held) = self.held.get(&request.session) else {
+        self.pool.expire(now);
+        let (session, attempt) = (request.session, request.attempt);
+        let is_pooled = self
+            .pool
+            .look(&session, attempt, request.commitments)
+            .is_some();
+        let held = self.held.get(&session);
+        if !is_pooled && held.is_none() {
             return refuse("the nonces of this session are used up or expired");
-        };
-        if held.commitments != *own || request.commitments.len() < self.needed {
+        }
+        let is_held = is_pooled || held.is_some_and(|held| held.commitments == *own);
+        if !is_held || request.commitments.len() < self.needed {
             return refuse("the package's commitments are not those of these nonces");
         }
         let asked = Input::SignRequested {
@@ -222,11 +315,17 @@ impl<C: Signatures> Operator<C> {
             attempt: request.attempt,
         };
         self.state.step(now, asked)?;
-        let Some(held) = self.held.remove(&request.session) else {
+        let pooled = self.pool.take(&session, attempt, request.commitments);
+        let held = match pooled {
+            Some(nonces) => Some(nonces),
+            None => self.held.remove(&session).map(|held| held.nonces),
+        };
+        let Some(nonces) = held else {
             return refuse("the nonces are gone");
         };
         let next = match C::again(own).filter(|_| self.fault == Some(Fault::ReusesNonces)) {
-            None => self.fresh(now, request.session, signatures),
+            // What an accept has said that a pooled request overtook, or else fresh.
+            None => self.commit(now, session, signatures),
             Some(nonces) => {
                 let held = Held {
                     nonces,
@@ -237,14 +336,14 @@ impl<C: Signatures> Operator<C> {
                 own.clone()
             }
         };
-        let answer = signatures.sign(self.signer, request, held.nonces, next);
+        let answer = signatures.sign(self.signer, request, nonces, next);
         let answered = Answered {
             attempt: request.attempt,
             commitments: request.commitments.clone(),
             answer: answer.clone(),
         };
         self.answered.insert(request.session, answered);
-        Ok((answer, held.commitments))
+        Ok((answer, own.clone()))
     }
 
     /// Whom it passes batch data on to.

@@ -209,6 +209,10 @@ pub struct Schedule {
     pub coordinators: usize,
     /// When the first coordinator restarts.
     pub coordinator_restarts: Vec<u64>,
+    /// Whether operators hand out nonces ahead of time, and coordinators use them.
+    pub has_pool: bool,
+    /// When a coordinator that lies asks for shares with entries of the pool, in all the ways that it should not.
+    pub probes: Vec<u64>,
     /// From here on no honest node restarts and nothing is lost, in ms.
     pub calm_ms: u64,
     /// For everything else that is decided on the way.
@@ -267,9 +271,17 @@ impl Schedule {
         } else {
             Vec::new()
         };
+        let has_pool = rng.gen_bool(0.5);
+        let probes = if has_pool && rng.gen_bool(0.5) {
+            (0..3).map(|_| rng.gen_range(0..4_000)).collect()
+        } else {
+            Vec::new()
+        };
         Self {
             seed,
             group,
+            has_pool,
+            probes,
             plans,
             weather,
             coordinators,

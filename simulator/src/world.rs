@@ -2,6 +2,7 @@
 
 mod coordinators;
 mod operators;
+mod pooled;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,6 +75,8 @@ pub struct Outcome {
     pub renewals: u32,
     /// Signers blamed in it.
     pub blamed: usize,
+    /// Whether the first coordinator had its signatures of an attempt with nonces from the pool.
+    pub pooled: bool,
     /// When all coordinators had the signatures, or the run was given up, in virtual ms.
     pub at_ms: u64,
     /// Steps of all machines.
@@ -157,6 +160,7 @@ impl<C: Signatures> World<C> {
 
     fn plan(&mut self) {
         for coordinator in 0..self.coordinators.len() {
+            self.fetch(coordinator);
             let at = if coordinator == 0 {
                 0
             } else {
@@ -172,6 +176,9 @@ impl<C: Signatures> World<C> {
         }
         for at in self.schedule.coordinator_restarts.clone() {
             self.at(at, Event::RestartCoordinator);
+        }
+        for at in self.schedule.probes.clone() {
+            self.at(at, Event::Probe);
         }
         let plans: Vec<_> = self.schedule.plans.iter().cloned().enumerate().collect();
         for (operator, plan) in plans {
@@ -247,6 +254,7 @@ impl<C: Signatures> World<C> {
             attempts: session.map_or(0, signing::Session::attempts),
             renewals: session.map_or(0, signing::Session::renewals),
             blamed: session.map_or(0, |session| session.blamed().len()),
+            pooled: self.coordinators.first().is_some_and(|one| one.is_pooled),
             at_ms: self.now,
             steps: self.steps,
         })
@@ -288,7 +296,7 @@ impl<C: Signatures> World<C> {
 
     fn handle(&mut self, event: Event<C>) -> Result<(), String> {
         match event {
-            Event::Proposal { to, from } => self.proposal(to, from),
+            Event::Proposal { to, from } => return self.proposal(to, from),
             Event::Machine {
                 operator,
                 boot,
@@ -302,7 +310,7 @@ impl<C: Signatures> World<C> {
                 if one.boot == boot
                     && let Ok(effects) = one.step(now, input)
                 {
-                    self.carry_out(operator, effects);
+                    return self.carry_out(operator, effects);
                 }
             }
             Event::Accept {
@@ -318,6 +326,8 @@ impl<C: Signatures> World<C> {
                 return self.hear(to, signing::Input::Refused { from, refusal });
             }
             Event::Sign { .. } => return self.sign(event),
+            Event::SignPooled { to, request } => return self.sign_pooled(to, &request),
+            Event::Probe => self.probe(),
             Event::Answer {
                 to,
                 from,

@@ -27,6 +27,7 @@ fn the_invariant_that_a_fault_breaks_is_the_one_that_says_so() {
         (Fault::HoldsForEver, "not finished"),
         (Fault::DropsLateShares, "answers_are_taken"),
         (Fault::ReusesNonces, "nonces_serve_one_package"),
+        (Fault::ForgetsTheBinding, "nonces_serve_one_package"),
     ] {
         let mut failures = (0..WITHIN).filter_map(|seed| run_broken(seed, fault).err());
         assert!(

@@ -19,6 +19,11 @@ fn no_schedule_with_made_up_signatures_violates_an_invariant() {
     // Schedules reach what they are for: blame, renewals, and the bound itself.
     assert!(outcomes.iter().any(|one| one.blamed > 0));
     assert!(outcomes.iter().any(|one| one.renewals > 0));
+    // With the pool some end in their first attempt, and some go on after it.
+    let pooled = || outcomes.iter().filter(|one| one.pooled);
+    assert!(pooled().any(|one| one.attempts == 1));
+    assert!(pooled().any(|one| one.attempts > 1));
+    assert!(pooled().count() < finished / 2);
     assert!(outcomes.iter().any(|one| {
         let bound = u32::from(one.group.operators - one.group.threshold) + 1;
         bound > 2 && one.renewals == 0 && one.attempts == bound

@@ -102,6 +102,17 @@ impl Nonces {
         self.0.is_empty()
     }
 
+    /// Those for the first `count` messages; the others are destroyed. `None`, with all of them destroyed, if there are
+    /// fewer, or none is wanted.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Option<Self> {
+        if !(1..=self.len()).contains(&count) {
+            return None;
+        }
+        self.0.truncate(count);
+        Some(self)
+    }
+
     /// Whether [`sign`] would use them for `package`. Lets a signer refuse a bad request without
     /// losing the nonces to it.
     ///

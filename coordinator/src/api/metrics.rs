@@ -22,6 +22,7 @@ use super::{
 use crate::{
     blame,
     live::Reader,
+    pool,
     records::{BROADCAST, CONFIRM, PROVE, REQUESTS, SIGN},
 };
 
@@ -59,6 +60,10 @@ pub fn install() {
         describe_counter!(
             blame::BLAMES_TOTAL,
             "Bad shares by operator, since the start"
+        );
+        describe_counter!(
+            pool::SIGNED_TOTAL,
+            "Batches signed with nonces that operators had handed out ahead of time"
         );
         describe_gauge!(blame::KEPT, "Pieces of evidence kept, by operator");
         describe_gauge!("drawbridge_alarm", "1 when signing has stopped (S14)");

@@ -10,7 +10,7 @@ use protocol::{
 };
 use storage::ReadError;
 
-use super::{Node, RunError, lock};
+use super::{Node, RunError, lock, pooled::Pooled};
 use crate::{held, peers::Reply, promises};
 
 impl Node {
@@ -43,6 +43,24 @@ impl Node {
                 commitments,
             } => {
                 self.sign(from, session, epoch, attempt, commitments, reply);
+                return Ok(());
+            }
+            Ask::Pool { epoch } => {
+                self.hand_out(from, epoch, reply);
+                return Ok(());
+            }
+            Ask::SignPooled {
+                subject,
+                epoch,
+                attempt,
+                commitments,
+            } => {
+                let request = Pooled {
+                    epoch,
+                    attempt,
+                    commitments,
+                };
+                self.sign_pooled(from, subject, request, reply);
                 return Ok(());
             }
             Ask::Epoch => Ok(self.epochs()),

@@ -86,6 +86,7 @@ impl Node {
     pub(super) fn pause(&mut self, reason: String) -> Option<Pause> {
         tracing::warn!(reason, "signing is paused (S6)");
         count("paused");
+        self.clear_pool();
         self.change(|decisions, store| decisions.pause_signing(store, reason, clock::now_ms()));
         self.reconsider();
         self.decisions.pause().cloned()

@@ -52,7 +52,7 @@ impl Node {
         self.refresh = Some(refresh);
         self.pending = shares
             .into_iter()
-            .map(|(epoch, share)| (epoch, new_safe(share)))
+            .map(|(epoch, share)| (epoch, new_safe(share, self.nonce_pool)))
             .collect();
         Ok(())
     }
@@ -142,7 +142,8 @@ impl Node {
                 epoch,
                 "refresh finished; the new share is on disk beside the old, until all have signed for it"
             );
-            self.pending.insert(epoch, new_safe(share));
+            let safe = new_safe(share, self.nonce_pool);
+            self.pending.insert(epoch, safe);
             self.tell_epochs();
             self.show();
         }
@@ -331,8 +332,10 @@ impl Node {
     }
 }
 
-fn new_safe(share: KeyShare) -> Arc<Mutex<KeySafe>> {
-    Arc::new(Mutex::new(KeySafe::new(share, Reading::now())))
+/// A share with the room for nonces that this operator's settings give it. It hands out none before it signs batches.
+pub(super) fn new_safe(share: KeyShare, nonce_pool: usize) -> Arc<Mutex<KeySafe>> {
+    let safe = KeySafe::with_pool(share, Reading::now(), nonce_pool);
+    Arc::new(Mutex::new(safe))
 }
 
 /// An error with its causes, in one line.

@@ -54,6 +54,7 @@ impl Node {
     /// The history has written it with the block.
     fn raise_alarm(&mut self, reason: String) {
         tracing::error!(%reason, "ALARM: signing stops (S14)");
+        self.clear_pool();
         self.step(signer::Input::Alarm(reason));
         self.show();
     }

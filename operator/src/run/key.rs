@@ -23,12 +23,8 @@ use protocol::{
 use threshold::{GroupKey, KeyShare, dkg};
 use tokio::sync::mpsc;
 
-use super::{Event, MAX_STEPS, Node, Open, RunError, blocking, fatal, lock};
-use crate::{
-    books::Books,
-    promises,
-    vault::{KeySafe, Reading},
-};
+use super::{Event, MAX_STEPS, Node, Open, RunError, blocking, epoch::new_safe, fatal, lock};
+use crate::{books::Books, promises};
 
 /// Pause before a chain that can't be followed is reported, so that a supervisor does not spin.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
@@ -127,7 +123,7 @@ impl Node {
         let group = share.group().clone();
         let key = VaultKey::new(group, (*self.parameters).clone(), (*self.roster).clone())?;
         self.key = Some(Arc::new(key));
-        self.safe = Some(Arc::new(Mutex::new(KeySafe::new(share, Reading::now()))));
+        self.safe = Some(new_safe(share, self.nonce_pool));
         self.tell_epochs();
         Ok(())
     }

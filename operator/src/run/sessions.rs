@@ -106,7 +106,7 @@ impl Node {
     }
 
     /// Whether the own node may only not have seen the parent yet.
-    fn is_early(&self, subject: &Subject) -> bool {
+    pub(super) fn is_early(&self, subject: &Subject) -> bool {
         let Subject::Batch(candidate) = subject else {
             return false;
         };
@@ -118,7 +118,7 @@ impl Node {
     }
 
     /// One that is proposed again waits no longer for it; a coordinator's oldest gives way.
-    fn keep_early(&mut self, early: Early) {
+    pub(super) fn keep_early(&mut self, early: Early) {
         let own = || {
             let places = self.early.iter().enumerate();
             places.filter(|(_, other)| other.from == early.from)
@@ -145,6 +145,7 @@ impl Node {
                     }
                 }
                 Effect::Accept(id, coordinator) => self.accept(id, coordinator),
+                Effect::Pooled(id, coordinator) => self.answer_pooled(id, coordinator),
                 Effect::Refuse(id, coordinator, refusal) => self.refuse(id, coordinator, refusal),
                 Effect::Quarantined(quarantine) => self.write_quarantine(&quarantine),
                 // Comes of a sign request only, which carries it out itself.
@@ -327,7 +328,7 @@ impl Node {
     }
 
     /// Round 1: fresh nonces, and the accept.
-    fn accept(&self, id: SessionId, coordinator: PeerKey) {
+    pub(super) fn accept(&self, id: SessionId, coordinator: PeerKey) {
         let Some(work) = self.work.get(&id).cloned() else {
             return;
         };
@@ -402,7 +403,7 @@ impl Node {
         });
     }
 
-    /// Round 2: first the promise on disk, then the share.
+    /// Round 2: first the promise on disk, then the share. Says whether it was not refused.
     pub(super) fn sign(
         &mut self,
         from: PeerKey,
@@ -411,19 +412,24 @@ impl Node {
         attempt: u32,
         commitments: BTreeMap<SignerId, Commitments>,
         reply: Reply,
-    ) {
+    ) -> bool {
         match self.promise(from, id, epoch, attempt, &commitments) {
-            Ok(Ready::Answered(answer)) => self.outlet.send(*answer, reply),
+            Ok(Ready::Answered(answer)) => {
+                self.outlet.send(*answer, reply);
+                true
+            }
             Ok(Ready::Promised(promised)) => {
                 self.note_session(id, Ok("signed"));
                 self.show();
                 self.give_share(promised, commitments, reply);
+                true
             }
             Err(refusal) => {
                 self.note_session(id, Err(&refusal));
                 tracing::warn!(session = %id, attempt, %refusal, "sign request refused");
                 count_refusal(refusal.rule);
                 reply.send(Answer::Refused(refusal));
+                false
             }
         }
     }
@@ -457,7 +463,7 @@ impl Node {
             if let Some(given) = safe.answered(Reading::now(), &id, attempt, commitments) {
                 return Ok(Some(state(&self.identity, id, attempt, given)));
             }
-            safe.check(Reading::now(), &id, &work.verified, commitments)
+            safe.check(Reading::now(), &id, attempt, &work.verified, commitments)
                 .map(|()| None)
         })?;
         if let Some(answer) = answered {
@@ -561,7 +567,7 @@ fn gather(
 }
 
 /// Shares leave with this operator's word that they are its own, and for what.
-fn state(identity: &Identity, session: SessionId, attempt: u32, given: Given) -> Answer {
+pub(super) fn state(identity: &Identity, session: SessionId, attempt: u32, given: Given) -> Answer {
     let Given {
         package,
         shares,

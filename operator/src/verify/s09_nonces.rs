@@ -15,7 +15,7 @@ use protocol::message::SessionId;
 use threshold::sign::{Commitments, Nonces};
 
 /// How long nonces are good for, in ms.
-pub const NONCE_LIFE_MS: u64 = 60_000;
+pub const NONCE_LIFE_MS: u64 = protocol::pool::LIFE_MS;
 /// Sessions whose nonces are held; the oldest gives way.
 pub const MAX_HELD: usize = protocol::signer::MAX_SESSIONS;
 /// How far wall clock and monotonic clock may drift apart between two looks, in ms. More means that

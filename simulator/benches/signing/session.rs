@@ -9,7 +9,7 @@ use std::{
 use protocol::{
     blame::{ROUND2_DOMAIN, Round2, Statement},
     identity::{Identity, PeerKey},
-    message::{Answer, Ask, Gossip, SessionId, Subject, decode, encode},
+    message::{Answer, Ask, Gossip, POOL_PAIRS, SessionId, Subject, decode, encode},
     reputation::Standing,
     signer::{self, State},
     signing::{Effect, Frost, Input, Session},
@@ -70,6 +70,8 @@ struct Operator {
     state: State,
     messages: Vec<Message>,
     held: Option<(Nonces, Commitments)>,
+    /// What it has handed out ahead of time, and not more than the session uses of it.
+    entry: Option<Nonces>,
 }
 
 /// Keys of a group, with which sessions can be begun.
@@ -121,6 +123,7 @@ impl Keys {
                     state,
                     messages: messages.clone(),
                     held: None,
+                    entry: None,
                 }
             })
             .collect();
@@ -150,6 +153,48 @@ impl SigningHosts {
         (1..=self.members.len())
             .map(|to| (to, proposal.clone()))
             .collect()
+    }
+
+    /// Proposal and sign request in one, to whom the session chooses of all, with what they have handed out ahead of
+    /// time; the proposal to the others. None of that time is the session's.
+    pub fn propose_pooled(&mut self) -> Vec<Sent> {
+        let entries: BTreeMap<SignerId, Commitments> = self
+            .members
+            .iter()
+            .zip(&mut self.operators)
+            .map(|((signer, _), operator)| (*signer, operator.hand_out()))
+            .collect();
+        let effects = self.session.step(Input::Pooled(entries)).unwrap();
+        let [
+            Effect::Pooled {
+                attempt,
+                commitments,
+            },
+        ] = &effects[..]
+        else {
+            panic!("enough have handed out");
+        };
+        let chosen: Vec<usize> = (1..)
+            .zip(&self.members)
+            .filter(|(_, (signer, _))| commitments.contains_key(signer))
+            .map(|(host, _)| host)
+            .collect();
+        let ask: Arc<[u8]> = encode(&Ask::SignPooled {
+            subject: self.subject.clone(),
+            epoch: 0,
+            attempt: *attempt,
+            commitments: commitments.clone(),
+        })
+        .into();
+        self.asked
+            .extend(chosen.iter().map(|host| (*host, *attempt)));
+        let mut sent = self.propose();
+        for (host, message) in &mut sent {
+            if chosen.contains(host) {
+                *message = ask.clone();
+            }
+        }
+        sent
     }
 
     /// Attempts that it took.
@@ -191,7 +236,9 @@ impl SigningHosts {
                     to,
                 } => sent.extend(self.request(attempt, commitments, &to)),
                 Effect::Finished { attempts, .. } => self.attempts = Some(attempts),
-                Effect::Blame { .. } | Effect::Hold => panic!("nobody has done wrong"),
+                Effect::Blame { .. } | Effect::Pooled { .. } | Effect::Hold => {
+                    panic!("nobody has done wrong, and the session has begun")
+                }
             }
         }
         sent
@@ -241,7 +288,9 @@ impl Hosts for SigningHosts {
         let is_silent = self.is_silent(to);
         let operator = &mut self.operators[to - 1];
         // Gossip, questions and answers come on ways of their own in the nodes; here the state tells them apart.
-        let answer = if operator.held.is_none() {
+        let answer = if let Some(entry) = operator.entry.take_if(|_| is_pooled(message)) {
+            Some(operator.sign_pooled(self.id, entry, message))
+        } else if operator.held.is_none() {
             Some(operator.accept(self.id, message))
         } else if is_silent {
             None
@@ -284,6 +333,43 @@ impl Operator {
         })
     }
 
+    fn hand_out(&mut self) -> Commitments {
+        let (nonces, commitments) = sign::commit(&self.share, POOL_PAIRS, &mut OsRng).unwrap();
+        let inputs = self.messages.len();
+        self.entry = nonces.first(inputs);
+        commitments.first(inputs).unwrap()
+    }
+
+    /// A proposal with its sign request: round 2 at the moment of the accept.
+    fn sign_pooled(&mut self, id: SessionId, nonces: Nonces, message: &[u8]) -> Vec<u8> {
+        let Ok(Ask::SignPooled {
+            subject,
+            epoch,
+            attempt,
+            commitments,
+        }) = decode::<Ask>(message)
+        else {
+            panic!("not a pooled sign request");
+        };
+        let proposed = signer::Input::SignPooled {
+            from: COORDINATOR,
+            subject,
+        };
+        self.state.step(0, proposed).unwrap();
+        self.state.step(0, signer::Input::Verified(id)).unwrap();
+        let stored = signer::Input::Stored {
+            session: id,
+            reachable: BTreeSet::new(),
+        };
+        let effects = self.state.step(0, stored).unwrap();
+        assert!(matches!(effects[..], [signer::Effect::Pooled(..)]));
+        let package = Package {
+            messages: self.messages.clone(),
+            commitments,
+        };
+        self.share_of((id, epoch, attempt), nonces, &package)
+    }
+
     fn commit(&mut self) -> Commitments {
         let (nonces, commitments) =
             sign::commit(&self.share, self.messages.len(), &mut OsRng).unwrap();
@@ -308,8 +394,17 @@ impl Operator {
             commitments,
         };
         let (nonces, _) = self.held.take().unwrap();
+        Some(self.share_of((session, epoch, attempt), nonces, &package))
+    }
+
+    fn share_of(
+        &mut self,
+        (session, epoch, attempt): (SessionId, u32, u32),
+        nonces: Nonces,
+        package: &Package,
+    ) -> Vec<u8> {
         // The nodes check before they promise, and when they sign.
-        nonces.check(&self.share, &package).unwrap();
+        nonces.check(&self.share, package).unwrap();
         let asked = signer::Input::SignRequested {
             from: COORDINATOR,
             session,
@@ -318,7 +413,7 @@ impl Operator {
         };
         let effects = self.state.step(0, asked).unwrap();
         assert!(matches!(effects[..], [signer::Effect::PromiseAndSign(_)]));
-        let shares = sign::sign(&self.share, nonces, &package).unwrap();
+        let shares = sign::sign(&self.share, nonces, package).unwrap();
         let said = Round2 {
             session,
             attempt,
@@ -326,8 +421,11 @@ impl Operator {
             shares,
             next: self.commit(),
         };
-        Some(encode(&Answer::Shares(
-            self.identity.sign(ROUND2_DOMAIN, said),
-        )))
+        encode(&Answer::Shares(self.identity.sign(ROUND2_DOMAIN, said)))
     }
+}
+
+/// Questions and gossip come on ways of their own; a message that is one does not decode as the other by accident here.
+fn is_pooled(message: &[u8]) -> bool {
+    matches!(decode::<Ask>(message), Ok(Ask::SignPooled { .. }))
 }

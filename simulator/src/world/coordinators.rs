@@ -47,6 +47,7 @@ impl<C: Signatures> World<C> {
             return Ok(());
         }
         self.note(|| format!("coordinator {coordinator} proposes"));
+        self.open_with_pool(coordinator)?;
         for to in 0..self.operators.len() {
             self.send(to, || Event::Proposal {
                 to,
@@ -132,13 +133,25 @@ impl<C: Signatures> World<C> {
                     self.request(coordinator, incarnation, attempt, &commitments, signer);
                 }
             }
-            signing::Effect::Finished { signatures, .. } => {
+            signing::Effect::Pooled {
+                attempt,
+                commitments,
+            } => {
+                if let Some(one) = self.coordinators.get_mut(coordinator) {
+                    one.requests.asked(attempt, &commitments).map_err(text)?;
+                }
+                self.ask_pooled(coordinator, incarnation, attempt, commitments);
+            }
+            signing::Effect::Finished {
+                signatures, pooled, ..
+            } => {
                 if !self.signatures.are_right(&signatures) {
                     return Err("finished with wrong signatures".to_owned());
                 }
                 self.note(|| format!("coordinator {coordinator} is finished"));
                 if let Some(one) = self.coordinators.get_mut(coordinator) {
                     one.is_finished = true;
+                    one.is_pooled = pooled;
                 }
             }
             signing::Effect::Blame {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use protocol::{identity::PeerKey, message::SessionId, signer};
 use rand::{Rng as _, seq::SliceRandom as _};
 
-use super::{CHAT_MS, MAX_CHATS, PASS_ON_TO, World, text};
+use super::{CHAT_MS, MAX_CHATS, PASS_ON_TO, World};
 use crate::{
     event::Event,
     schedule::Conduct,
@@ -13,19 +13,19 @@ use crate::{
 };
 
 impl<C: Signatures> World<C> {
-    pub(super) fn proposal(&mut self, to: usize, from: usize) {
+    pub(super) fn proposal(&mut self, to: usize, from: usize) -> Result<(), String> {
         let (now, subject) = (self.now, self.subject.clone());
         let (Some(one), Some(coordinator)) =
             (self.operators.get_mut(to), self.coordinators.get(from))
         else {
-            return;
+            return Ok(());
         };
         if one.plan.conduct == Conduct::Deaf {
-            return;
+            return Ok(());
         }
         let key = coordinator.key;
         match one.proposed(now, key, subject) {
-            Ok(effects) => self.carry_out(to, effects),
+            Ok(effects) => return self.carry_out(to, effects),
             Err(refusal) => {
                 self.send(to, || Event::Refuse {
                     to: from,
@@ -34,10 +34,15 @@ impl<C: Signatures> World<C> {
                 });
             }
         }
+        Ok(())
     }
 
     /// An operator does what its machine says.
-    pub(super) fn carry_out(&mut self, operator: usize, effects: Vec<signer::Effect>) {
+    pub(super) fn carry_out(
+        &mut self,
+        operator: usize,
+        effects: Vec<signer::Effect>,
+    ) -> Result<(), String> {
         for effect in effects {
             match effect {
                 signer::Effect::Verify(id, ..) => {
@@ -49,6 +54,9 @@ impl<C: Signatures> World<C> {
                 }
                 signer::Effect::PassOn(id, peers) => self.pass_on(operator, id, peers),
                 signer::Effect::Accept(id, coordinator) => self.accept(operator, id, coordinator),
+                signer::Effect::Pooled(id, coordinator) => {
+                    self.answer_pooled(operator, id, coordinator)?;
+                }
                 signer::Effect::Refuse(_, coordinator, refusal) => {
                     if let Some(to) = self.coordinator(&coordinator) {
                         self.send(operator, || Event::Refuse {
@@ -62,6 +70,7 @@ impl<C: Signatures> World<C> {
                 signer::Effect::PromiseAndSign(_) | signer::Effect::Quarantined(_) => {}
             }
         }
+        Ok(())
     }
 
     pub(super) fn coordinator(&self, key: &PeerKey) -> Option<usize> {
@@ -179,9 +188,7 @@ impl<C: Signatures> World<C> {
             Some(Ok((answer, used))) => {
                 if is_honest {
                     let package = self.signatures.package(&answer);
-                    self.nonces
-                        .served(signer, C::name(&used), package)
-                        .map_err(text)?;
+                    self.served(signer, &used, request.session, package)?;
                 }
                 self.send(operator, || Event::Answer {
                     to: coordinator,

@@ -53,6 +53,21 @@ impl Commitments {
         self.pairs.is_empty()
     }
 
+    /// Those for the first `count` messages; `None` if there are fewer, or none is wanted.
+    pub fn first(&self, count: usize) -> Option<Self> {
+        let pairs = self.pairs.get(..count).filter(|pairs| !pairs.is_empty())?;
+        let bytes = self.bytes.get(..count.checked_mul(PAIR_LEN)?)?;
+        Some(Self {
+            pairs: pairs.into(),
+            bytes: bytes.into(),
+        })
+    }
+
+    /// Whether these are the other ones, and perhaps more behind them.
+    pub fn begin_with(&self, other: &Self) -> bool {
+        self.bytes.starts_with(&other.bytes)
+    }
+
     pub(super) fn pairs(&self) -> &[SigningCommitments] {
         &self.pairs
     }
