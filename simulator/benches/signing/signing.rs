@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::message::POOL_PAIRS;
 use simulator::Group;
 use threshold::sign::max_messages;
 
@@ -32,6 +33,15 @@ struct Run {
     traffic: Traffic,
     /// Of the coordinator, and of the operator that needs most.
     peaks: [isize; 2],
+}
+
+/// A session that begins with what all have handed out ahead of time.
+fn run_pooled(keys: &Keys, group: &Group, inputs: usize) -> (Took, u32) {
+    let mut hosts = keys.session(inputs, Dropouts::Nobody);
+    let mut network = Network::new(usize::from(group.operators) + 1, DELAY);
+    network.send(0, hosts.propose_pooled());
+    let took = network.run(&mut hosts);
+    (took, hosts.attempts().unwrap())
 }
 
 /// A session with the first `reachable` operators; the others hear of nothing.
@@ -99,12 +109,41 @@ pub fn print(is_short: bool) {
             row(&group, &keys, &mut raw, inputs);
         }
     }
+    print_pool(is_short);
     println!(
         "\nt only: the ratio when no more than t operators are there, so that no second attempt begins beside the first.\n\
          at 100 ms: until all inputs are signed, each message taking 100 ms: two round trips, from the proposal, are\n\
          400 ms. msgs, bytes: to and from the operator with most. KiB: the most memory for the session, of the coordinator\n\
          and of an operator."
     );
+}
+
+/// What the pool saves of the time until all inputs are signed.
+fn print_pool(is_short: bool) {
+    println!(
+        "\nWith nonces handed out ahead of time (batches of up to {POOL_PAIRS} inputs), at 100 ms one way; ms until all inputs are\n\
+         signed: one round trip, from the proposal, is 200 ms."
+    );
+    println!(
+        "{:>10} {:>6} | {:>10} {:>10} {:>8}",
+        "group", "inputs", "without", "with", "attempts"
+    );
+    for group in GROUPS {
+        let keys = Keys::new(group);
+        for inputs in [1, 10, POOL_PAIRS] {
+            if is_short && inputs * usize::from(group.threshold) > LONG {
+                continue;
+            }
+            let without = run(&keys, &group, inputs, group.operators, DELAY);
+            let (with, attempts) = run_pooled(&keys, &group, inputs);
+            println!(
+                "{:>10} {inputs:>6} | {:>10.0} {:>10.0} {attempts:>8}",
+                group.to_string(),
+                ms(without.took.elapsed),
+                ms(with.elapsed)
+            );
+        }
+    }
 }
 
 fn row(group: &Group, keys: &Keys, raw: &mut Raw, inputs: usize) {
