@@ -7,7 +7,7 @@ use clap::Parser;
 use testnet::{
     hosts::{self, Hosts, Kind},
     line::Quality,
-    network::{LocalNetwork, Size, proof_keys},
+    network::{Extras, LocalNetwork, Size, proof_keys},
     scenario::{
         self, Scenario, Story,
         big_batch::{self, Numbers},
@@ -42,6 +42,9 @@ struct Arguments {
     /// round trips are counted.
     #[arg(long, value_enum, default_value_t = Kind::Loopback)]
     hosts: Kind,
+    /// Have operators hand out nonces ahead of time, so that a batch is signed in one round trip.
+    #[arg(long)]
+    nonce_pool: bool,
     /// One-way delay between hosts.
     #[arg(long, default_value = "100ms", value_parser = milliseconds)]
     delay: Duration,
@@ -108,6 +111,10 @@ async fn main() -> anyhow::Result<()> {
         Scenario::BigBatch => arguments.numbers().extras(),
         scenario => scenario.extras(),
     };
+    let extras = Extras {
+        nonce_pool: arguments.nonce_pool,
+        ..extras
+    };
     let count = size
         .operators
         .saturating_add(extras.coordinators)
@@ -161,6 +168,13 @@ async fn play(
     };
     story.end();
     println!("{}", report.table());
+    if arguments.nonce_pool {
+        println!(
+            "  {} of {} batches signed with nonces from the pool",
+            report.pooled_batches,
+            report.batches.len()
+        );
+    }
     if network.hosts.are_apart() {
         println!(
             "{}",

@@ -43,6 +43,9 @@ pub const PASSPHRASE: &str = "local network only";
 /// Passphrase of their backups.
 pub const BACKUP_PASSPHRASE: &str = "local backups only";
 
+/// Entries that an operator hands out ahead of time, where nonces are.
+const POOL_ENTRIES: i64 = 4;
+
 /// How large the network is.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -68,6 +71,8 @@ pub struct Extras {
     /// A coordinator that raises a fee after [`BUMP_AFTER_BLOCKS`], not only when a reorganisation has long been over;
     /// and that takes a surplus below [`LOW_SURPLUS`] for low.
     pub quick_bumps: bool,
+    /// Operators that hand out nonces ahead of time, and a coordinator that uses them.
+    pub nonce_pool: bool,
 }
 
 impl Extras {
@@ -461,7 +466,7 @@ impl LocalNetwork {
         }
         let mut operator_nodes = Vec::new();
         for (member, place) in operators.iter().zip(&places) {
-            let pages = write_operator(dir, member, place, keys, &rpc, extras.caps())?;
+            let pages = write_operator(dir, member, place, keys, &rpc, extras)?;
             operator_nodes.push(node(member, "drawbridge-operator", &pages, place)?);
         }
         let place = coordinator_place;
@@ -483,6 +488,18 @@ impl LocalNetwork {
             hosts,
             deaths: Vec::new(),
         })
+    }
+
+    /// Batches that the coordinator has had signed with nonces from the pool, since it was started.
+    ///
+    /// # Errors
+    /// When its metrics can't be read.
+    pub async fn pooled_batches(&self) -> anyhow::Result<u64> {
+        let response = reqwest::get(format!("{}/metrics", self.coordinator.pages)).await?;
+        let metrics = response.error_for_status()?.text().await?;
+        let mut lines = metrics.lines();
+        let count = lines.find_map(|line| line.strip_prefix("drawbridge_pooled_batches_total "));
+        Ok(count.map_or(Ok(0), |count| count.trim().parse())?)
     }
 
     /// The coordinator stops, and starts again with other settings for when a batch is formed.
@@ -590,7 +607,7 @@ fn write_operator(
     place: &Place,
     keys: &Path,
     rpc: &RpcSettings,
-    caps: Caps,
+    extras: Extras,
 ) -> anyhow::Result<String> {
     let folder = dir.join(&member.name);
     let passphrase = folder.join("passphrase");
@@ -606,7 +623,10 @@ fn write_operator(
         sealing = "fast"
     };
     let mut settings = settings;
-    fs::write(folder.join("policy.toml"), policy_with(caps, ""))?;
+    fs::write(folder.join("policy.toml"), policy_with(extras.caps(), ""))?;
+    if extras.nonce_pool {
+        settings.insert("nonce_pool".into(), POOL_ENTRIES.into());
+    }
     settings.insert(
         "verifying_key".into(),
         path_value(&keys.join(VERIFYING_KEY_FILE)),
@@ -666,6 +686,9 @@ fn write_coordinator(
             .and_then(toml::Value::as_table_mut)
     {
         batching.insert("age_ms".into(), 1_500.into());
+    }
+    if extras.nonce_pool {
+        settings.insert("nonce_pool".into(), true.into());
     }
     if extras.max_operations.is_some() {
         settings.insert("requests_per_second".into(), 2_000.into());

@@ -71,6 +71,8 @@ pub struct Report {
     pub supply_sat: u64,
     /// What the evidence against operators shows, as `check-evidence` prints it.
     pub evidence: Vec<String>,
+    /// Batches signed with nonces that operators had handed out ahead of time.
+    pub pooled_batches: u64,
 }
 
 impl Report {

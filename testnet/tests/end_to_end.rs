@@ -75,6 +75,21 @@ async fn deposits_transfers_and_withdrawals_go_all_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_are_signed_with_nonces_that_were_handed_out_ahead_of_time() {
+    let extras = Extras {
+        nonce_pool: true,
+        ..Extras::default()
+    };
+    let report = play_on(SPARE, extras, async |network, story| {
+        scenario::play(network, Scenario::Basic, story).await
+    })
+    .await;
+    assert!(report.pooled_batches > 0, "{:?}", report.batches);
+    let in_one_attempt = report.batches.iter().filter(|batch| batch.attempts == 1);
+    assert!(in_one_attempt.count() > 0, "{:?}", report.batches);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_killed_between_two_stages_loses_nothing() {
     play(Scenario::KillCoordinator, SMALL).await;
 }

@@ -307,6 +307,7 @@ async fn report(network: &LocalNetwork, numbers: Numbers) -> anyhow::Result<Repo
         batches: batches.iter().map(Batch::from).collect(),
         treasury_sat: vault.treasury_sat,
         supply_sat: vault.supply_sat,
+        pooled_batches: network.pooled_batches().await?,
         evidence: Vec::new(),
     })
 }

@@ -20,6 +20,7 @@ pub(super) const EXTRAS: Extras = Extras {
     small_disks: None,
     max_operations: None,
     quick_bumps: true,
+    nonce_pool: false,
 };
 /// The batch.
 const SEQUENCE: u64 = 2;

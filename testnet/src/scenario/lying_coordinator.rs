@@ -24,6 +24,7 @@ pub(super) const EXTRAS: Extras = Extras {
     small_disks: None,
     max_operations: None,
     quick_bumps: false,
+    nonce_pool: false,
 };
 /// What the liar's accomplice deposits.
 const DEPOSIT: u64 = 400_000;
