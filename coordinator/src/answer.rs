@@ -15,9 +15,13 @@ use protocol::{
     signing::Input,
 };
 use storage::{Direction, ReadError, Store};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{epoch::Epochs, gossip::Sessions, live::Reader, queue, records};
+
+/// Signed transactions from elsewhere that are on their way to the own Bitcoin node at a time.
+pub const MAX_SUBMISSIONS: usize = 16;
 
 /// What the network's questions are answered from.
 #[derive(Clone)]
@@ -34,6 +38,8 @@ pub struct Desk {
     pub rpc: BitcoinRpc,
     /// Where requests go that other coordinators hand on.
     pub reader: Reader,
+    /// Room for signed transactions from elsewhere on their way to the own Bitcoin node: [`MAX_SUBMISSIONS`].
+    pub submissions: Arc<Semaphore>,
 }
 
 /// Answers until `stop` is set.
@@ -222,8 +228,14 @@ impl Desk {
     /// about it, if one runs here, is over once the signatures are found right.
     fn take_signed(&self, transaction: Transaction) {
         self.sessions.signed(&transaction);
+        // Whoever signed it submits it too, and operators hand it on again: one that finds no room is not lost.
+        let Ok(room) = self.submissions.clone().try_acquire_owned() else {
+            tracing::debug!("too many signed transactions from elsewhere at a time");
+            return;
+        };
         let rpc = self.rpc.clone();
         tokio::spawn(async move {
+            let _room = room;
             if let Err(error) = chain::submit::submit(&rpc, &transaction).await {
                 tracing::debug!(%error, "a signed transaction from elsewhere was not submitted");
             }

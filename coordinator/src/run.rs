@@ -24,7 +24,7 @@ use protocol::{
     roster::Roster, vault::Vault,
 };
 use storage::{Changes, OpenError, Schema, Store};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -139,6 +139,7 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
             epochs: epochs.clone(),
             rpc: rpc.clone(),
             reader: reader.clone(),
+            submissions: Arc::new(Semaphore::new(answer::MAX_SUBMISSIONS)),
         },
         stop.clone(),
     ));

@@ -2,7 +2,8 @@
 //! on what a coordinator signed and then took with it.
 //!
 //! Only a Bitcoin node checks the witnesses. Until the own node has taken a transaction, one version by each peer is kept:
-//! nobody can keep the right one out with a wrong one.
+//! nobody can keep the right one out with a wrong one. A peer's next version is looked at when the node has judged the one
+//! before, so that a peer who sends many has this operator write no faster than its node answers.
 
 use bitcoin::{Transaction, Txid};
 use ledger::SequenceNumber;
@@ -49,10 +50,9 @@ pub enum KeepError {
 /// [`KeepError`].
 pub fn keep(store: &Store, signed: &Signed) -> Result<bool, KeepError> {
     let there = of(store, signed.candidate.sequence, &signed.candidate.txid)?;
-    if there
-        .iter()
-        .any(|kept| kept.is_taken || kept.transaction == signed.transaction)
-    {
+    if there.iter().any(|kept| {
+        kept.is_taken || kept.from == signed.from || kept.transaction == signed.transaction
+    }) {
         return Ok(false);
     }
     let mut changes = Changes::new();
@@ -178,6 +178,20 @@ mod tests {
         assert_eq!(kept.len(), 1);
         assert!(kept[0].is_taken && kept[0].transaction == right.transaction);
         assert!(!keep(&store, &wrong).unwrap(), "the right one is known");
+    }
+
+    #[test]
+    fn a_peers_next_version_waits_until_the_node_has_judged_the_one_before() {
+        let (_dir, store) = testing::store();
+        let (wrong, right) = versions();
+        let next = Signed {
+            from: wrong.from,
+            ..right
+        };
+        assert!(keep(&store, &wrong).unwrap());
+        assert!(!keep(&store, &next).unwrap());
+        refused(&store, &wrong).unwrap();
+        assert!(keep(&store, &next).unwrap());
     }
 
     #[test]
