@@ -21,7 +21,7 @@ use super::{
     Route, Shared,
     extract::{Body, Query, Segment, account_key, limit_of},
     problem::{Code, Failure},
-    vault_of,
+    vault_of, waits,
 };
 use crate::{
     detect,
@@ -211,7 +211,7 @@ fn document(reader: &Reader, record: &DepositRecord) -> Result<DepositDocument, 
         credited_sat: terms.credited(record.value).map(|amount| amount.to_sat()),
         height: record.height,
         status: progress.status,
-        reason: progress.reason.clone(),
+        reason: waits::why(reader, progress, Some(record.height)),
         sequence: progress.sequence.map(|sequence| sequence.0),
         steps: progress.steps.clone(),
     })

@@ -41,6 +41,7 @@ mod serve;
 mod slow;
 mod status;
 mod vault;
+mod waits;
 
 pub use operations::parse as parse_operation;
 pub use serve::serve;

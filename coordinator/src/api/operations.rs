@@ -17,7 +17,7 @@ use super::{
     Route, Shared,
     extract::{Body, Segment, account_key},
     problem::{Code, Failure},
-    vault_of,
+    vault_of, waits,
 };
 use crate::{
     live::Reader,
@@ -201,7 +201,7 @@ fn document(
         operation,
         status: progress.status,
         safe_to_credit: progress.status == RequestStatus::Final,
-        reason: progress.reason.clone(),
+        reason: waits::why(reader, progress, None),
         sequence: progress.sequence.map(|sequence| sequence.0),
         txid: batch
             .and_then(|batch| batch.txid())

@@ -196,6 +196,9 @@ async fn a_deposit_says_what_it_credits_and_as_which_operation() {
     assert_eq!(paid["value_sat"], 100_000);
     assert_eq!(paid["credited_sat"], 99_000);
     assert_eq!(paid["status"], "received");
+    let wanted = setting.reader.parameters.deposit_confirmations;
+    let waits = format!("waits for confirmations: 10 of {wanted}");
+    assert_eq!(paid["reason"], waits);
     assert_eq!(paid["account"], setting.alice.public().to_address(NETWORK));
     let batch = setting.get("/v1/batches/1").await.ok();
     assert_eq!(paid["operation_id"], batch["operations"][0]);

@@ -307,6 +307,10 @@ async fn the_same_operation_again_changes_nothing_and_answers_where_it_is() {
         (&json!("queued"), &json!(false))
     );
     assert_eq!(first["steps"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        first["reason"],
+        "waits for the next batch; the coordinator is at: idle"
+    );
 
     let again = setting.post(PATH, &body).await;
     assert_eq!(again.status, 200);
