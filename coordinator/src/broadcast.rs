@@ -154,14 +154,19 @@ async fn complete(pipeline: &Pipeline) -> Result<(), StageError> {
         let Some(block) = pipeline.rpc.block_hash_at(height).await? else {
             continue;
         };
-        let Some(transaction) = pipeline.rpc.transaction(txid, Some(block)).await? else {
-            continue;
+        let transaction = match pipeline.rpc.transaction(txid, Some(block)).await {
+            Ok(Some(transaction)) => transaction,
+            // Its block has just been replaced, or is pruned.
+            Ok(None) => continue,
+            Err(error) if error.code().is_some() => continue,
+            Err(error) => return Err(error.into()),
         };
         let _writing = pipeline.writing.clone().lock_owned().await;
         let now = pipeline.store.get(&BATCHES, &sequence)?;
         let Some(mut now) = now.filter(|now| is_bare(now) && now.txid() == Some(txid)) else {
             continue;
         };
+        tracing::info!(stage = "broadcast", sequence, %txid, "the transaction of a batch from elsewhere was found in its block");
         candidates::complete(&mut now, transaction, height, now_ms());
         let mut changes = Changes::new();
         changes.put(&BATCHES, &sequence, &now);
