@@ -67,7 +67,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     };
     let is_due = waiting_since(&record, tried)
         .is_some_and(|waiting| schedule.is_due(&waiting, pipeline.height()));
-    if !is_due {
+    if !is_due || pipeline.rpc.chain_info().await?.blocks != pipeline.height() {
+        // In the middle of a reorganisation the next block may have the batch.
         return Ok(false);
     }
     propose(pipeline, &record).await
