@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use bitcoin::Txid;
 use protocol::api::{BatchDocument, BatchStatus, Page, RequestStatus};
 
-use super::{Story, until_all_at, until_batch, until_in_mempool};
+use super::{STEP, Story, until_all_at, until_batch, until_in_mempool};
 use crate::network::LocalNetwork;
 
 /// The first batch is confirmed; then its block, and those with its deposits, are replaced by empty ones, and the node
@@ -50,9 +50,21 @@ pub(super) async fn deposits_and_batch(
     Ok(())
 }
 
-/// The second batch's block alone is replaced.
+/// The second batch's block alone is replaced, when the coordinator knows the batch from others only.
 pub(super) async fn batch(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<()> {
     let before = confirmed(network, 2).await?;
+    lose_database(network).await?;
+    let again = network
+        .wait_for("the batch's transaction", STEP, async |network| {
+            let batch = network.client.batch(2).await.ok();
+            Ok(batch.filter(|batch| batch.transaction.is_some()))
+        })
+        .await?;
+    ensure!(
+        again.transaction == before.transaction && again.status == BatchStatus::Confirmed,
+        "batch 2 came back as another one"
+    );
+    story.done("the coordinator has lost its disk; it has batch 2 from others, and the signed transaction from its block");
     let height = before.height.context("a height")?;
     replace(network, height, &[]).await?;
     until_all_at(network, 1).await?;
@@ -63,6 +75,21 @@ pub(super) async fn batch(network: &mut LocalNetwork, story: &Story) -> anyhow::
         "block {height} with batch 2 is replaced by empty ones; all are back at batch 1, its transaction waits"
     ));
     Ok(())
+}
+
+/// Kills the coordinator, and starts it with an empty disk.
+async fn lose_database(network: &mut LocalNetwork) -> anyhow::Result<()> {
+    network.coordinator.kill().await?;
+    let settings = network.coordinator.settings().parent();
+    let database = settings.context("a folder")?.join("data").join("db");
+    std::fs::remove_dir_all(&database)?;
+    network.coordinator.start()?;
+    network
+        .wait_for("the coordinator's return", STEP, async |network| {
+            let is_ready = network.client.is_ready().await.unwrap_or(false);
+            Ok(is_ready.then_some(()))
+        })
+        .await
 }
 
 /// Waits for the batch, mines it, and waits until every node has seen that.
