@@ -16,7 +16,7 @@ use storage::{Changes, CommitError, DeadLetter, LogDef, Queue, QueueDef, ReadErr
 use crate::{
     events,
     live::Reader,
-    pipeline::{StageError, abandon},
+    pipeline::{StageError, abandon, stop_on_failed_write},
     queue,
     records::{BATCHES, BROADCAST, BatchKey, CONFIRM, PROVE, REQUESTS, Request, RequestKey, SIGN},
 };
@@ -370,10 +370,10 @@ fn act(kind: ActKind, name: LetterName, who: &str, reason: &str, outcome: String
 /// The act and its entry in one write; a failure stops the process (S11).
 fn done(reader: &Reader, mut changes: Changes, act: Act) -> Act {
     changes.append(&AUDIT, &act);
-    if let Err(error) = reader.store.commit(changes) {
-        tracing::error!(%error, "a safety write failed; stopping (S11)");
-        std::process::abort()
-    }
+    reader
+        .store
+        .commit(changes)
+        .unwrap_or_else(|error| stop_on_failed_write(&error));
     tracing::warn!(who = act.who, act = ?act.kind, subject = act.subject, reason = act.reason, outcome = act.outcome, "an administrator has decided");
     reader.wake.notify_one();
     act

@@ -164,17 +164,12 @@ struct Fetched {
 
 impl Fetched {
     fn take(&mut self, peer: PeerKey, page: Vec<UserRequest>, reader: &Reader, vault: &Vault) {
+        let mut addresses = Vec::new();
         for request in page {
             match request {
                 UserRequest::Terms(_) if self.full.contains(&peer) => {}
                 UserRequest::Terms(terms) => {
-                    if let Ok(address) = request::check_terms(&terms, vault)
-                        && let Err(error) = reader.shown.keep(&address, Some(peer))
-                    {
-                        // Said once: it is the same for all that follow from this node.
-                        tracing::error!(%error, %peer, "fetched terms are not kept");
-                        self.full.insert(peer);
-                    }
+                    addresses.extend(request::check_terms(&terms, vault));
                 }
                 UserRequest::Signed(operation) => {
                     let id = operation.id(&vault.id());
@@ -185,6 +180,12 @@ impl Fetched {
                     }
                 }
             }
+        }
+        // One write a page: a disk syncs a few hundred times a second.
+        if let Err(error) = reader.shown.keep_all(&addresses, Some(peer)) {
+            // Said once: it is the same for all that follow from this node.
+            tracing::error!(%error, %peer, "fetched terms are not kept");
+            self.full.insert(peer);
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use bech32::{Bech32m, Hrp};
 use bitcoin::Network;
-use coordinator::{api, records::TERMS};
+use coordinator::{
+    api,
+    records::{TERMS, TERMS_FROM},
+};
 use ledger::AccountKey;
 use protocol::deposit::DepositTerms;
 use serde_json::{Value, json};
@@ -222,4 +225,34 @@ async fn a_deposit_says_what_it_credits_and_as_which_operation() {
             .await
             .problem(400, "invalid_parameter");
     }
+}
+
+#[tokio::test]
+async fn terms_that_come_in_a_page_are_all_kept_once_and_counted_for_who_gave_them() {
+    let setting = Setting::new();
+    let giver = protocol::identity::PeerKey([2; 32]);
+    let group = setting.vault.group_key();
+    let addresses: Vec<_> = AccountKey::sequence(3)
+        .into_iter()
+        .chain([setting.alice.public()])
+        .map(|account| {
+            let parameters = &setting.reader.parameters;
+            let vault = setting.vault.id();
+            let terms = DepositTerms::offered(vault, parameters, account, group);
+            terms.address(&group).unwrap()
+        })
+        .collect();
+    let twice = [addresses.as_slice(), &addresses].concat();
+    let shown = &setting.reader.shown;
+    for _ in 0..2 {
+        shown.keep_all(&twice, Some(giver)).unwrap();
+    }
+    for address in &addresses {
+        assert!(setting.is_watched(&address.script_pubkey));
+        let kept = setting.reader.store.get(&TERMS, &address.terms.hash().0);
+        assert_eq!(kept.unwrap().as_ref(), Some(&address.terms));
+    }
+    let given = setting.reader.store.get(&TERMS_FROM, &giver.0).unwrap();
+    // Alice's were there before.
+    assert_eq!(given, Some(3));
 }
