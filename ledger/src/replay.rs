@@ -187,6 +187,14 @@ impl Ledger {
         Self::default()
     }
 
+    /// An empty ledger on a tree of so many levels, for simulations: see [`Tree::shallow`].
+    pub fn shallow(height: usize) -> Self {
+        Self {
+            tree: Tree::shallow(height),
+            ..Self::default()
+        }
+    }
+
     /// A ledger with these accounts at indices 0, 1, ... Hashes on all cores.
     ///
     /// # Errors
@@ -452,7 +460,9 @@ impl Ledger {
                 (index, Some(earlier.after))
             }
             (Some((index, account)), _) => (index, Some(*account)),
-            (None, _) if self.accounts.len() >= CAPACITY => return Err(OperationError::LedgerFull),
+            (None, _) if self.accounts.len() >= self.tree.capacity() => {
+                return Err(OperationError::LedgerFull);
+            }
             (None, _) => (
                 AccountIndex(
                     u32::try_from(self.accounts.len()).map_err(|_| OperationError::LedgerFull)?,

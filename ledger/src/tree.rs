@@ -87,17 +87,34 @@ fn position(index: AccountIndex, height: usize) -> usize {
 #[derive(Clone, Debug)]
 pub struct Tree {
     levels: [Vec<Field>; DEPTH + 1],
+    /// Levels above the leaves: [`DEPTH`], but in [`Tree::shallow`].
+    height: usize,
 }
 
 impl Default for Tree {
     fn default() -> Self {
         Self {
             levels: array::from_fn(|_| Vec::new()),
+            height: DEPTH,
         }
     }
 }
 
 impl Tree {
+    /// An empty tree of fewer levels, for simulations: it hashes less. No circuit proves what happens in it, and its
+    /// paths do not verify.
+    pub fn shallow(height: usize) -> Self {
+        Self {
+            height: height.min(DEPTH),
+            ..Self::default()
+        }
+    }
+
+    /// Leaves at most.
+    pub(crate) fn capacity(&self) -> usize {
+        CAPACITY >> (2 * (DEPTH - self.height))
+    }
+
     /// Builds all levels at once, on all cores. Leaves past [`CAPACITY`] are left out.
     pub fn from_leaves(leaves: Vec<Digest>) -> Self {
         let mut tree = Self::default();
@@ -131,7 +148,7 @@ impl Tree {
 
     /// The root.
     pub fn root(&self) -> Digest {
-        Digest(self.node(DEPTH, 0))
+        Digest(self.node(self.height, 0))
     }
 
     /// The leaf at `index`; 0 if unused.
@@ -161,11 +178,11 @@ impl Tree {
     #[must_use]
     pub fn set(&mut self, index: AccountIndex, leaf: Digest) -> bool {
         let at = index.0 as usize;
-        if at > self.len() || at >= CAPACITY {
+        if at > self.len() || at >= self.capacity() {
             return false;
         }
         self.put(0, at, leaf.0);
-        for height in 1..=DEPTH {
+        for height in 1..=self.height {
             self.recompute(height, at >> (2 * height));
         }
         true
@@ -190,7 +207,7 @@ impl Tree {
                 dirty.insert(index.0 as usize);
             }
         }
-        for height in 1..=DEPTH {
+        for height in 1..=self.height {
             dirty = dirty.into_iter().map(|at| at / ARITY).collect();
             for &at in &dirty {
                 self.recompute(height, at);
@@ -285,5 +302,18 @@ mod tests {
         let mut tree = Tree::default();
         assert!(!tree.set(AccountIndex(1), leaf(1)));
         assert_eq!(tree.root(), Tree::default().root());
+    }
+
+    #[test]
+    fn a_shallow_tree_is_the_full_one_with_fewer_levels() {
+        let leaves: Vec<Digest> = (1..=16).map(leaf).collect();
+        let mut shallow = Tree::shallow(2);
+        for (i, leaf) in leaves.iter().enumerate() {
+            assert!(shallow.set(AccountIndex(i as u32), *leaf));
+        }
+        assert!(!shallow.set(AccountIndex(16), leaf(17)), "it is full");
+        let full = Tree::from_leaves(leaves);
+        assert_eq!(shallow.root(), Digest(full.node(2, 0)));
+        assert_eq!(Tree::shallow(2).root(), Digest(EMPTY[2]));
     }
 }
