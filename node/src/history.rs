@@ -8,14 +8,14 @@
 //! ```
 
 mod adopt;
+mod trail;
 
 use std::{collections::VecDeque, sync::Arc};
 
-use bitcoin::{Amount, Transaction, Txid};
+use bitcoin::{Amount, Txid};
 use chain::{
     follow::{ChainEvent, Step},
     position::Position,
-    scan,
 };
 use ledger::{Ledger, Operation, OperationError, SequenceNumber, Transition};
 use protocol::{
@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Table};
 
 use crate::displaced::{DISPLACED, DisplacedSet, Lost};
+
+pub use trail::Trail;
 
 /// Encoded bodies by their hash. Kept forever.
 pub const BODIES: Table<[u8; 32], Vec<u8>> = Table::new("bodies", 1);
@@ -158,18 +160,13 @@ pub fn kept_candidate(store: &Store, txid: &Txid) -> Result<Option<Candidate>, R
 pub struct History {
     store: Store,
     vault: Arc<Vault>,
-    genesis: Treasury,
     position: Position,
-    confirmed: Vec<Confirmed>,
+    trail: Trail,
     ledger: Ledger,
-    /// Batches that the ledger has applied; at most `confirmed.len()`.
+    /// Batches that the ledger has applied; at most as many as are in the trail.
     applied: usize,
     undo: VecDeque<Transition>,
     displaced: DisplacedSet,
-    /// Height of the last block before the reorganisation that is being taken in.
-    top: Option<u32>,
-    /// What spends the treasury and is no batch, and the height of its block.
-    stolen: Option<(Txid, u32)>,
 }
 
 impl History {
@@ -206,15 +203,12 @@ impl History {
         let mut history = Self {
             store,
             vault,
-            genesis,
             position,
-            confirmed,
+            trail: Trail::new(genesis, confirmed, top, stolen),
             ledger,
             applied: 0,
             undo: VecDeque::new(),
             displaced,
-            top,
-            stolen,
         };
         history.catch_up()?;
         Ok(history)
@@ -222,9 +216,7 @@ impl History {
 
     /// The treasury at the end of the chain.
     pub fn head(&self) -> Treasury {
-        self.confirmed
-            .last()
-            .map_or(self.genesis, |last| last.treasury)
+        self.trail.head()
     }
 
     /// Where the follower goes on.
@@ -249,18 +241,17 @@ impl History {
 
     /// Has the ledger reached the head?
     pub fn is_current(&self) -> bool {
-        self.applied == self.confirmed.len()
+        self.applied == self.trail.confirmed().len()
     }
 
     /// A confirmed batch.
     pub fn confirmed(&self, sequence: SequenceNumber) -> Option<&Confirmed> {
-        self.confirmed
-            .get(usize::try_from(sequence.0.checked_sub(1)?).ok()?)
+        self.trail.at(sequence)
     }
 
     /// The unknown transaction in the best chain that spends the treasury, if there is one: no batch can follow then.
     pub fn unknown_spend(&self) -> Option<Txid> {
-        self.stolen.map(|(txid, _)| txid)
+        self.trail.stolen().map(|(txid, _)| txid)
     }
 
     /// Why a transaction that was in a block can't be confirmed any more, if that is `confirmations` blocks deep.
@@ -284,7 +275,7 @@ impl History {
     /// The treasury that the batch of that number spends, if it is known.
     pub fn parent(&self, sequence: SequenceNumber) -> Option<Treasury> {
         match sequence.0.checked_sub(1)? {
-            0 => Some(self.genesis),
+            0 => Some(self.trail.genesis()),
             before => self
                 .confirmed(SequenceNumber(before))
                 .map(|batch| batch.treasury),
@@ -293,7 +284,7 @@ impl History {
 
     /// The first confirmed batch whose body is not at hand.
     pub fn missing(&self) -> Option<(SequenceNumber, Txid)> {
-        let next = self.confirmed.get(self.applied)?;
+        let next = self.trail.confirmed().get(self.applied)?;
         Some((next.treasury.commitment.sequence, next.txid))
     }
 
@@ -322,56 +313,30 @@ impl History {
     /// # Errors
     /// [`HistoryError`]; a failed write is fatal (S11).
     pub fn take(&mut self, step: Step) -> Result<Moved, HistoryError> {
-        let mut moved = Moved::default();
         let mut changes = Changes::new();
-        match step.event {
+        let (top, stolen) = (self.trail.top(), self.trail.stolen());
+        let moved = match step.event {
             ChainEvent::Connected { height, block, .. } => {
                 self.displaced.join(height, &block, &mut changes);
-                if self.top.take().is_some() {
-                    changes.delete(&TOP, &());
-                }
-                let mut head = self.head();
-                while let Some(spend) = scan::find_spend(&block, head.outpoint) {
-                    let Some(next) = self.next_treasury(&head, spend.transaction) else {
-                        moved.unknown_spend = Some(spend.txid);
-                        self.stolen = Some((spend.txid, height));
-                        changes.put(&STOLEN, &(), &(spend.txid, height));
-                        break;
-                    };
-                    let row = Confirmed {
-                        treasury: next,
-                        height,
-                        txid: spend.txid,
-                    };
-                    changes.put(&CONFIRMED, &next.commitment.sequence.0, &row);
-                    moved.connected.push(row);
-                    head = next;
-                }
+                self.trail.connect(self.vault.key(), height, &block)
             }
             ChainEvent::Disconnected { height, block, .. } => {
                 self.displaced.leave(height, block.as_deref(), &mut changes);
-                if self.stolen.is_some_and(|(_, at)| at >= height) {
-                    self.stolen = None;
-                    changes.delete(&STOLEN, &());
-                }
-                let top = *self.top.get_or_insert(height);
-                changes.put(&TOP, &(), &top);
-                let gone = self
-                    .confirmed
-                    .iter()
-                    .rev()
-                    .take_while(|row| row.height >= height);
-                moved.disconnected = gone.copied().collect();
-                for row in &moved.disconnected {
-                    changes.delete(&CONFIRMED, &row.treasury.commitment.sequence.0);
-                }
-                let depth = top.saturating_add(1).saturating_sub(height);
                 let final_confirmations = self.vault.parameters().final_confirmations;
-                let was_final = depth >= final_confirmations && !moved.disconnected.is_empty();
-                if depth > final_confirmations || was_final {
-                    moved.too_deep = Some(depth);
-                }
+                self.trail.disconnect(height, final_confirmations)
             }
+        };
+        for row in &moved.disconnected {
+            changes.delete(&CONFIRMED, &row.treasury.commitment.sequence.0);
+        }
+        for row in &moved.connected {
+            changes.put(&CONFIRMED, &row.treasury.commitment.sequence.0, row);
+        }
+        if self.trail.top() != top {
+            put_or_delete(&mut changes, &TOP, self.trail.top());
+        }
+        if self.trail.stolen() != stolen {
+            put_or_delete(&mut changes, &STOLEN, self.trail.stolen());
         }
         // In the same write: the step is not seen again after a crash.
         if let Some(reason) = moved.alarm() {
@@ -380,19 +345,9 @@ impl History {
         changes.put(&POSITION, &(), &step.position);
         self.store.commit(changes)?;
         self.position = step.position;
-        self.confirmed.extend(&moved.connected);
-        self.confirmed.truncate(
-            self.confirmed
-                .len()
-                .saturating_sub(moved.disconnected.len()),
-        );
         self.rewind();
         self.catch_up()?;
         Ok(moved)
-    }
-
-    fn next_treasury(&self, head: &Treasury, transaction: &Transaction) -> Option<Treasury> {
-        head.next(self.vault.key(), transaction)
     }
 
     /// Applies the bodies that are at hand, up to the head.
@@ -400,7 +355,7 @@ impl History {
     /// # Errors
     /// [`HistoryError`].
     pub fn catch_up(&mut self) -> Result<(), HistoryError> {
-        while let Some(next) = self.confirmed.get(self.applied).copied() {
+        while let Some(next) = self.trail.confirmed().get(self.applied).copied() {
             let Some(body) = self.body_of(&next)? else {
                 return Ok(());
             };
@@ -441,7 +396,7 @@ impl History {
 
     /// Takes batches back that are no longer confirmed.
     fn rewind(&mut self) {
-        while self.applied > self.confirmed.len() {
+        while self.applied > self.trail.confirmed().len() {
             let undone = self
                 .undo
                 .pop_back()
@@ -459,6 +414,17 @@ impl History {
         self.ledger = Ledger::new();
         self.applied = 0;
         self.undo.clear();
+    }
+}
+
+fn put_or_delete<T: Serialize + serde::de::DeserializeOwned>(
+    changes: &mut Changes,
+    table: &Table<(), T>,
+    value: Option<T>,
+) {
+    match value {
+        Some(value) => changes.put(table, &(), &value),
+        None => changes.delete(table, &()),
     }
 }
 
