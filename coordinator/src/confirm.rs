@@ -7,7 +7,10 @@ use node::{
     clock::now_ms,
     history::{Confirmed, History},
 };
-use protocol::{api::BatchStatus, pipeline::Input};
+use protocol::{
+    api::BatchStatus,
+    pipeline::{self, Input},
+};
 use storage::{Changes, Direction, Store};
 
 use crate::{
@@ -41,7 +44,13 @@ pub fn take(
         let is_other = record.txid() != before;
         let input = match block {
             Some(_) if is_other => Some(Input::Connected),
-            _ => seen(&record, block, history.height(), final_confirmations),
+            _ => pipeline::seen(
+                record.status,
+                record.height,
+                block.map(|block| block.height),
+                history.height(),
+                final_confirmations,
+            ),
         };
         let Some(input) = input else {
             if record.status == BatchStatus::Final {
@@ -69,25 +78,6 @@ pub fn take(
         changes.put(&BATCHES, &sequence, &record);
     }
     settle(store, changes)
-}
-
-/// What the chain says of a batch that is not written yet.
-fn seen(
-    record: &BatchRecord,
-    block: Option<&Confirmed>,
-    height: u32,
-    final_confirmations: u32,
-) -> Option<Input> {
-    let is_written = matches!(record.status, BatchStatus::Confirmed | BatchStatus::Final);
-    match block {
-        Some(block) if !is_written || record.height != Some(block.height) => Some(Input::Connected),
-        Some(block) => {
-            let depth = height.saturating_add(1).saturating_sub(block.height);
-            let is_new = record.status == BatchStatus::Confirmed;
-            (is_new && depth >= final_confirmations).then_some(Input::Deep)
-        }
-        None => is_written.then_some(Input::Disconnected),
-    }
 }
 
 fn connected(record: &mut BatchRecord, block: &Confirmed) {

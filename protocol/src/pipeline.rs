@@ -127,6 +127,27 @@ pub fn step(batch: BatchStatus, input: Input) -> Result<Option<Next>, Reject> {
     }
 }
 
+/// What the chain says of a batch that its record does not: `written` is the height of its block in the record, `block`
+/// the height of its block in the best chain, `height` the chain's.
+pub fn seen(
+    batch: BatchStatus,
+    written: Option<u32>,
+    block: Option<u32>,
+    height: u32,
+    final_confirmations: u32,
+) -> Option<Input> {
+    let is_written = matches!(batch, BatchStatus::Confirmed | BatchStatus::Final);
+    match block {
+        Some(block) if !is_written || written != Some(block) => Some(Input::Connected),
+        Some(block) => {
+            let depth = height.saturating_add(1).saturating_sub(block);
+            let is_new = batch == BatchStatus::Confirmed;
+            (is_new && depth >= final_confirmations).then_some(Input::Deep)
+        }
+        None => is_written.then_some(Input::Disconnected),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +218,22 @@ mod tests {
                 assert!(next.is_none_or(|next| next.effect != Some(Effect::Requeue)));
             }
         }
+    }
+
+    #[test]
+    fn a_record_is_compared_with_the_chain() {
+        use BatchStatus::{Broadcast, Confirmed, Final};
+        assert_eq!(seen(Broadcast, None, Some(7), 7, 3), Some(Input::Connected));
+        assert_eq!(
+            seen(Confirmed, Some(7), Some(8), 8, 3),
+            Some(Input::Connected),
+            "in another block"
+        );
+        assert_eq!(seen(Confirmed, Some(7), Some(7), 8, 3), None);
+        assert_eq!(seen(Confirmed, Some(7), Some(7), 9, 3), Some(Input::Deep));
+        assert_eq!(seen(Final, Some(7), Some(7), 10, 3), None);
+        assert_eq!(seen(Final, Some(7), None, 9, 3), Some(Input::Disconnected));
+        assert_eq!(seen(Broadcast, None, None, 9, 3), None);
     }
 
     #[test]
