@@ -52,7 +52,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{OutPoint, Transaction};
 use chain::rpc::{MempoolInfo, UnspentOutput};
-use ledger::{Operation, OperationError, OperationId, Transition};
+use ledger::{Digest, Operation, OperationError, OperationId, Transition};
 use proof::VerifyingKey;
 use protocol::{
     batch::{Body, Candidate},
@@ -175,23 +175,38 @@ pub fn may_sign(alarm: Option<&str>, decisions: &Decisions) -> Result<(), Refusa
 /// The first [`Refusal`] found, what is the same for every operator before what is this one's own. It names the rule,
 /// and the operations if some are at fault.
 pub fn batch(evidence: Arc<Evidence>, key: &VerifyingKey) -> Result<VerifiedBatch, Refusal> {
-    let standing = &evidence.standing;
-    may_sign(standing.alarm.as_deref(), &standing.decisions)?;
-    s03_operations::check(&evidence)?;
-    let inputs = s02_inputs::check(&evidence)?;
-    let transition = s04_ledger::check(&evidence, key)?;
-    let transaction = s01_rebuilt::check(&evidence, &inputs, transition)?;
-    s13_treasury::check(&evidence.vault, &transaction)?;
-    s05_reserves::check(&evidence, &transaction, transition)?;
-    s05_reserves::check_caps(&evidence, standing, &transaction)?;
-    s07_one_batch::check(&evidence, standing)?;
-    s06_policy::check(&evidence, standing)?;
+    let transaction = judge(&evidence, |body, digests| {
+        s04_ledger::check_proofs(body, digests, key)
+    })?;
     let messages = s01_rebuilt::messages(&transaction)?;
     Ok(VerifiedBatch {
         evidence,
         transaction,
         messages,
     })
+}
+
+/// [`batch`] with something else in the place of the proofs' verifier, which gets the body and the digests that
+/// replaying gives: a simulator has no time for proofs. Nothing can be signed by what comes of it.
+///
+/// # Errors
+/// As [`batch`].
+pub fn judge(
+    evidence: &Evidence,
+    proofs: impl FnOnce(&Body, &[Digest]) -> Result<(), Refusal>,
+) -> Result<BatchTransaction, Refusal> {
+    let standing = &evidence.standing;
+    may_sign(standing.alarm.as_deref(), &standing.decisions)?;
+    s03_operations::check(evidence)?;
+    let inputs = s02_inputs::check(evidence)?;
+    let transition = s04_ledger::check(evidence, proofs)?;
+    let transaction = s01_rebuilt::check(evidence, &inputs, transition)?;
+    s13_treasury::check(&evidence.vault, &transaction)?;
+    s05_reserves::check(evidence, &transaction, transition)?;
+    s05_reserves::check_caps(evidence, standing, &transaction)?;
+    s07_one_batch::check(evidence, standing)?;
+    s06_policy::check(evidence, standing)?;
+    Ok(transaction)
 }
 
 /// Judges what was verified by where this operator stands now. Cheap: proofs and inputs are as they were. A block that

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use bitcoin::OutPoint;
+use bitcoin::{Amount, OutPoint};
 use chain::rpc::UnspentOutput;
-use ledger::{Operation, OperationId};
+use ledger::{AccountKey, Operation};
 use protocol::{
     batch::MAX_TOP_UPS,
     deposit::DepositTerms,
@@ -52,49 +52,56 @@ fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<S
         else {
             continue;
         };
-        let id = operation.id(&body.vault);
-        let of = |reason: String| refuse(reason).of(id);
-        if !spent.insert(*outpoint) {
-            return Err(of(format!("{outpoint} is spent twice in this batch")));
-        }
-        let terms = terms
-            .next()
-            .ok_or_else(|| of("its deposit terms are missing".to_owned()))?;
-        terms
-            .check(evidence.vault.id(), evidence.vault.parameters())
-            .map_err(|error| of(error.to_string()))?;
-        if terms.account != *account {
-            return Err(of(
-                "its terms promise the credit to another account".to_owned()
-            ));
-        }
-        let output = confirmed_output(evidence, outpoint, Some(id))?;
-        let address = terms
-            .address(&evidence.vault.group_key())
-            .map_err(|error| of(error.to_string()))?;
-        if address.script_pubkey != output.script_pubkey {
-            return Err(of(format!(
-                "{outpoint} does not pay the address of its terms"
-            )));
-        }
-        if terms.credited(output.value) != Some(*amount) {
-            return Err(of(match terms.credited(output.value) {
-                Some(due) => format!("{outpoint} credits {due}, not {amount}"),
-                None => format!(
-                    "{outpoint} holds {}, less than the smallest deposit",
-                    output.value
-                ),
-            }));
-        }
-        refund_is_far(evidence, &evidence.standing, terms, output.confirmations)
-            .map_err(|refusal| refusal.of(id))?;
-        swept.push(Swept {
-            outpoint: *outpoint,
-            value: output.value,
-            address,
-        });
+        let deposit = deposit(evidence, *outpoint, *amount, account, terms.next(), spent);
+        swept.push(deposit.map_err(|refusal| refusal.of(operation.id(&body.vault)))?);
     }
     Ok(swept)
+}
+
+fn deposit(
+    evidence: &Evidence,
+    outpoint: OutPoint,
+    amount: Amount,
+    account: &AccountKey,
+    terms: Option<&DepositTerms>,
+    spent: &mut BTreeSet<OutPoint>,
+) -> Result<Swept, Refusal> {
+    if !spent.insert(outpoint) {
+        return Err(refuse(format!("{outpoint} is spent twice in this batch")));
+    }
+    let terms = terms.ok_or_else(|| refuse("its deposit terms are missing".to_owned()))?;
+    terms
+        .check(evidence.vault.id(), evidence.vault.parameters())
+        .map_err(|error| refuse(error.to_string()))?;
+    if terms.account != *account {
+        return Err(refuse(
+            "its terms promise the credit to another account".to_owned(),
+        ));
+    }
+    let output = confirmed_output(evidence, &outpoint)?;
+    let address = terms
+        .address(&evidence.vault.group_key())
+        .map_err(|error| refuse(error.to_string()))?;
+    if address.script_pubkey != output.script_pubkey {
+        return Err(refuse(format!(
+            "{outpoint} does not pay the address of its terms"
+        )));
+    }
+    if terms.credited(output.value) != Some(amount) {
+        return Err(refuse(match terms.credited(output.value) {
+            Some(due) => format!("{outpoint} credits {due}, not {amount}"),
+            None => format!(
+                "{outpoint} holds {}, less than the smallest deposit",
+                output.value
+            ),
+        }));
+    }
+    refund_is_far(evidence, &evidence.standing, terms, output.confirmations)?;
+    Ok(Swept {
+        outpoint,
+        value: output.value,
+        address,
+    })
 }
 
 /// A refund can be mined in the next block once the deposit has `refund_delay` confirmations (BIP-68).
@@ -127,7 +134,7 @@ fn refund_is_far(
 pub(super) fn check_refunds(evidence: &Evidence, standing: &Standing) -> Result<(), Refusal> {
     let since = standing.height.saturating_sub(evidence.standing.height);
     for ((outpoint, _), terms) in evidence.body.deposits().zip(&evidence.body.terms) {
-        let output = confirmed_output(evidence, outpoint, None)?;
+        let output = confirmed_output(evidence, outpoint)?;
         let confirmations = output.confirmations.saturating_add(since);
         refund_is_far(evidence, standing, terms, confirmations)?;
     }
@@ -147,7 +154,7 @@ fn top_ups(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<To
         if !spent.insert(*outpoint) {
             return Err(refuse(format!("{outpoint} is spent twice in this batch")));
         }
-        let output = confirmed_output(evidence, outpoint, None)?;
+        let output = confirmed_output(evidence, outpoint)?;
         if output.script_pubkey != *evidence.vault.script_pubkey() {
             return Err(refuse(format!("top-up {outpoint} does not pay the vault")));
         }
@@ -162,16 +169,11 @@ fn top_ups(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<To
 fn confirmed_output<'a>(
     evidence: &'a Evidence,
     outpoint: &OutPoint,
-    operation: Option<OperationId>,
 ) -> Result<&'a UnspentOutput, Refusal> {
-    let named = |refusal: Refusal| match operation {
-        Some(id) => refusal.of(id),
-        None => refusal,
-    };
     let output = evidence.outputs.get(outpoint).ok_or_else(|| {
-        named(refuse(format!(
+        refuse(format!(
             "{outpoint} is not an unspent output of the best chain"
-        )))
+        ))
     })?;
     let parameter = evidence.vault.parameters().deposit_confirmations;
     let needed = if output.coinbase {
@@ -180,10 +182,10 @@ fn confirmed_output<'a>(
         parameter
     };
     if output.confirmations < needed {
-        return Err(named(refuse(format!(
+        return Err(refuse(format!(
             "{outpoint} has {} of {needed} confirmations",
             output.confirmations
-        ))));
+        )));
     }
     Ok(output)
 }

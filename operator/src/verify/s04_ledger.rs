@@ -2,16 +2,19 @@
 //! which opens to the stated supply; the sequence number is the parent's plus one; every proof verifies
 //! under the own verifying key; and replaying the operations on the own ledger gives the same.
 
-use ledger::{Transition, chunk_inputs};
+use ledger::{Digest, Transition, chunk_inputs};
 use proof::VerifyingKey;
-use protocol::message::{Refusal, Rule};
+use protocol::{
+    batch::Body,
+    message::{Refusal, Rule},
+};
 
 use super::Evidence;
 
-pub(super) fn check<'a>(
-    evidence: &'a Evidence,
-    key: &VerifyingKey,
-) -> Result<&'a Transition, Refusal> {
+pub(super) fn check(
+    evidence: &Evidence,
+    proofs: impl FnOnce(&Body, &[Digest]) -> Result<(), Refusal>,
+) -> Result<&Transition, Refusal> {
     let Evidence { body, head, .. } = evidence;
     let parent = head.commitment.sequence.0;
     if parent.checked_add(1) != Some(body.sequence.0) {
@@ -43,7 +46,17 @@ pub(super) fn check<'a>(
             "the digests are not those that replaying the operations gives",
         ));
     }
-    let inputs = chunk_inputs(&body.vault, &body.operations, &digests)
+    proofs(body, &digests)?;
+    Ok(transition)
+}
+
+/// Every chunk has its proof, and every proof verifies.
+pub(super) fn check_proofs(
+    body: &Body,
+    digests: &[Digest],
+    key: &VerifyingKey,
+) -> Result<(), Refusal> {
+    let inputs = chunk_inputs(&body.vault, &body.operations, digests)
         .map_err(|error| refuse(error.to_string()))?;
     if inputs.len() != body.proofs.len() {
         return Err(refuse(format!(
@@ -59,7 +72,7 @@ pub(super) fn check<'a>(
         proof::verify_chunk(key, inputs, &proof)
             .map_err(|error| bad(format!("does not verify: {error}")))?;
     }
-    Ok(transition)
+    Ok(())
 }
 
 fn refuse(reason: impl Into<String>) -> Refusal {

@@ -4,7 +4,7 @@
 //! A refusal names every operation that stands in the way, so that a coordinator can leave them out and go on with the
 //! rest at once. Only the pause names none.
 
-use std::fmt;
+use std::{cell::LazyCell, fmt};
 
 use bitcoin::Amount;
 use ledger::{Operation, OperationId};
@@ -135,8 +135,14 @@ fn objections(evidence: &Evidence, standing: &Standing) -> Vec<(OperationId, Obj
     };
     let mut found = Vec::new();
     for operation in &body.operations {
-        let id = operation.id(&body.vault);
-        let own = objection(evidence, standing, &id, operation);
+        // It costs some hashes: it is not computed where nothing was decided and nothing stands against anything.
+        let id = LazyCell::new(|| operation.id(&body.vault));
+        let verdict = if standing.decisions.decided().is_empty() {
+            None
+        } else {
+            standing.decisions.verdict(&id)
+        };
+        let own = objection(evidence, standing, verdict, operation);
         // What is left out for a reason of its own takes no room from the others.
         let objection = own.or_else(|| match operation {
             Operation::Withdraw { amount, .. } if !batch.take(*amount) => {
@@ -147,7 +153,7 @@ fn objections(evidence: &Evidence, standing: &Standing) -> Vec<(OperationId, Obj
             }
             _ => None,
         });
-        found.extend(objection.map(|objection| (id, objection)));
+        found.extend(objection.map(|objection| (*id, objection)));
     }
     found
 }
@@ -156,11 +162,10 @@ fn objections(evidence: &Evidence, standing: &Standing) -> Vec<(OperationId, Obj
 fn objection(
     evidence: &Evidence,
     standing: &Standing,
-    id: &OperationId,
+    verdict: Option<Verdict>,
     operation: &Operation,
 ) -> Option<Objection> {
     let policy: &Policy = &standing.policy;
-    let verdict = standing.decisions.verdict(id);
     if verdict == Some(Verdict::Rejected) {
         return Some(Objection::Rejected);
     }
