@@ -12,7 +12,7 @@ use storage::{Changes, Direction};
 use crate::{
     advance::{advance, explain},
     batch::elapsed_ms,
-    candidates,
+    candidates, dissolve,
     pipeline::{Pipeline, StageError},
     records::{BATCHES, BROADCAST, BatchRecord},
 };
@@ -105,6 +105,10 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
         if record.status == BatchStatus::Broadcast && !record.candidates.is_empty() {
             let reason = see_to(pipeline, &record).await?;
             told(pipeline, sequence, reason.as_deref()).await?;
+            match reason {
+                Some(_) => dissolve::forgotten(pipeline, &record).await?,
+                None => drop(pipeline.missing.remove(&sequence)),
+            }
         }
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! Gives up batches that can't be confirmed any more, because a deposit in them was double-spent in a reorganisation,
 //! and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
 //! the reason. The ledger has gone back by itself: it follows the treasury.
+//!
+//! A payment that left the chain may also be forgotten: no mempool has it, and nobody need ever send it again. Its batch is
+//! given up once operators sign another one (S7); should both come after all, they spend one treasury, and one is confirmed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +13,10 @@ use std::{
 use bitcoin::{OutPoint, Txid};
 use ledger::Operation;
 use node::{clock::now_ms, displaced::Lost};
-use protocol::api::{BatchStatus, RequestStatus};
+use protocol::{
+    api::{BatchStatus, RequestStatus},
+    pipeline::is_forgotten,
+};
 use storage::{Changes, Direction, ReadError, Store};
 
 use crate::{
@@ -80,6 +86,66 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
         pipeline.waiting_since = Some(0);
     }
     pipeline.commit(changes).await
+}
+
+/// Looks for a deposit of a batch that the node does not take, and gives the batch up if one has been nowhere for the
+/// replacement delay; with it all that build on it.
+///
+/// # Errors
+/// [`StageError`]; it is looked again.
+pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<(), StageError> {
+    let sequence = record.sequence.0;
+    let Some(deposit) = nowhere(pipeline, record).await? else {
+        pipeline.missing.remove(&sequence);
+        return Ok(());
+    };
+    let height = pipeline.height();
+    let since = *pipeline.missing.entry(sequence).or_insert(height);
+    let delay = pipeline.vault.parameters().replacement_delay;
+    if !is_forgotten(since, height, delay) {
+        return Ok(());
+    }
+    // The chain may not move until this is written.
+    let _writing = pipeline.writing.clone().lock_owned().await;
+    let rows: Vec<(u64, BatchRecord)> = pipeline
+        .store
+        .iter(&BATCHES, sequence.., Direction::Forward, MAX_OPEN)?
+        .collect::<Result<_, _>>()?;
+    if rows
+        .first()
+        .is_none_or(|(_, record)| record.status != BatchStatus::Broadcast)
+    {
+        return Ok(());
+    }
+    let mut changes = Changes::new();
+    for (_, record) in rows.into_iter().filter(|(_, row)| is_open(row.status)) {
+        let why = format!(
+            "batch {} was given up: deposit {deposit} has been neither in the chain nor in the node's mempool for {delay} blocks",
+            record.sequence.0
+        );
+        pipeline.abandon(record, &why, &BTreeMap::new(), &mut changes)?;
+    }
+    pipeline.missing.clear();
+    pipeline.waiting_since = Some(0);
+    pipeline.commit(changes).await
+}
+
+/// A deposit of the batch that is neither an output of the chain nor waits to be one.
+async fn nowhere(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+) -> Result<Option<OutPoint>, StageError> {
+    for deposit in deposits(record) {
+        let is_in_chain = pipeline
+            .rpc
+            .unspent_output(*deposit, false)
+            .await?
+            .is_some();
+        if !is_in_chain && pipeline.rpc.mempool_entry(deposit.txid).await?.is_none() {
+            return Ok(Some(*deposit));
+        }
+    }
+    Ok(None)
 }
 
 fn is_open(status: BatchStatus) -> bool {

@@ -2,6 +2,7 @@
 //! batches through the stages.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -304,6 +305,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         stop: stop.clone(),
         waiting_since: None,
         looked_ms: 0,
+        missing: BTreeMap::new(),
         standing: Standing::default(),
         history: reader.history.clone(),
         live: live.clone(),

@@ -148,6 +148,12 @@ pub fn seen(
     }
 }
 
+/// Whether a batch is given up whose deposit has been neither in the chain nor in the mempool since this height: its
+/// payment left the chain, and was forgotten. Nobody may ever send it again; and operators sign another batch by now (S7).
+pub fn is_forgotten(since: u32, height: u32, replacement_delay: u16) -> bool {
+    height.saturating_sub(since) >= u32::from(replacement_delay)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +240,13 @@ mod tests {
         assert_eq!(seen(Final, Some(7), Some(7), 10, 3), None);
         assert_eq!(seen(Final, Some(7), None, 9, 3), Some(Input::Disconnected));
         assert_eq!(seen(Broadcast, None, None, 9, 3), None);
+    }
+
+    #[test]
+    fn a_batch_waits_for_a_deposit_as_long_as_operators_are_bound_to_it() {
+        assert!(!is_forgotten(7, 18, 12));
+        assert!(is_forgotten(7, 19, 12));
+        assert!(!is_forgotten(19, 7, 12), "the chain has lost blocks");
     }
 
     #[test]

@@ -106,7 +106,12 @@ pub(super) fn held(evidence: &Evidence, standing: &Standing) -> Vec<(OperationId
     let held = |operation: &&Operation| {
         let id = operation.id(&body.vault);
         matches!(
-            objection(evidence, standing, &id, operation),
+            objection(
+                evidence,
+                standing,
+                standing.decisions.verdict(&id),
+                operation
+            ),
             Some(Objection::Held(_))
         )
     };
