@@ -6,10 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use protocol::signing::{Failure, Scheme};
+use protocol::{
+    signing::{Failure, Scheme},
+    transaction::BatchTransaction,
+};
 use threshold::{SignerId, sign::PackageHash};
 
 use crate::{
+    deal::DealError,
     fault::Fault,
     schedule::Group,
     signatures::{Lie, Request, Signatures},
@@ -145,6 +149,12 @@ impl Fake {
 impl Signatures for Fake {
     type Scheme = FakeScheme;
     type Nonces = FakeNonces;
+
+    fn over(group: &Group, number: u64, _: &BatchTransaction) -> Result<Self, DealError> {
+        let mut fake = Self::new(group);
+        fake.numbers = number << 32;
+        Ok(fake)
+    }
 
     fn scheme(&self) -> FakeScheme {
         self.scheme.clone()

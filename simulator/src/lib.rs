@@ -27,6 +27,7 @@ mod real;
 mod schedule;
 mod signatures;
 mod table;
+mod vault;
 mod world;
 
 pub use batch::batch;
@@ -37,6 +38,10 @@ pub use real::Real;
 pub use schedule::{Conduct, GROUPS, Group, Schedule};
 pub use signatures::{Lie, Signatures};
 pub use table::Table;
+pub use vault::{
+    Act, Counts, Node, Totals, Trouble, VAULT_FAULTS, VAULT_GROUPS, VaultFault, VaultSchedule,
+    run_vault, run_vault_broken, run_vault_real,
+};
 pub use world::{Failure, Outcome, World};
 
 /// One schedule with made-up signatures.

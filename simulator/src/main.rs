@@ -14,9 +14,9 @@ use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use simulator::{
-    FAULTS, Failure, Fault, GROUPS, Group, Outcome, Table,
+    FAULTS, Failure, GROUPS, Group, Outcome, Table, Totals, VAULT_FAULTS,
     candidates::{BOUNDS, BROKEN, BROKEN_BOUNDS, check},
-    run_broken, run_fake, run_real,
+    run_broken, run_fake, run_real, run_vault, run_vault_broken, run_vault_real,
 };
 
 /// Groups whose schedules are cheap enough with FROST to run many.
@@ -50,15 +50,39 @@ enum What {
     Signing(Signing),
     /// Rules S2 and S7: every run of a few operators, a coordinator that splits them, and a short chain.
     Candidates,
-    /// Machines with a fault each: the invariants must notice every one.
+    /// The whole bridge: users, coordinators, operators, and a model of Bitcoin.
+    Vault(Vault),
+    /// Machines and nodes with a fault each: the invariants must notice every one.
     Mutants(Mutants),
 }
 
 #[derive(clap::Args)]
+struct Vault {
+    /// Schedules with made-up signatures on a small tree.
+    #[arg(long, default_value_t = 10_000)]
+    schedules: u64,
+    /// Schedules with FROST on the full tree.
+    #[arg(long, default_value_t = 200)]
+    real: u64,
+    /// The first seed; the others follow.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Replays one schedule instead, and prints everything that happens in it.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Replays the schedule with FROST on the full tree.
+    #[arg(long, requires = "seed")]
+    frost: bool,
+}
+
+#[derive(clap::Args)]
 struct Mutants {
-    /// Schedules in which a fault must show.
+    /// Schedules in which a fault of the signing machines must show.
     #[arg(long, default_value_t = 200)]
     within: u64,
+    /// Schedules in which a fault of the whole bridge must show.
+    #[arg(long, default_value_t = 3_000)]
+    vault_within: u64,
     /// The first seed; the others follow.
     #[arg(long, default_value_t = 0)]
     from: u64,
@@ -118,6 +142,7 @@ fn main() -> ExitCode {
     match Arguments::parse().what {
         What::Signing(arguments) => signing(&arguments),
         What::Candidates => candidates(),
+        What::Vault(arguments) => vault(&arguments),
         What::Mutants(arguments) => mutants(&arguments),
     }
 }
@@ -161,36 +186,137 @@ fn candidates() -> ExitCode {
 }
 
 fn mutants(arguments: &Mutants) -> ExitCode {
-    let first = |fault: Fault| {
-        (arguments.from..arguments.from.saturating_add(arguments.within))
-            .find_map(|seed| run_broken(seed, fault).err())
-    };
-    let caught: Vec<_> = FAULTS.par_iter().map(|fault| first(*fault)).collect();
     println!("{:>9}  {:54} noticed by", "schedules", "fault");
-    for (fault, failure) in FAULTS.iter().zip(&caught) {
-        match failure {
-            Some(failure) => {
-                let schedules = failure
-                    .seed
-                    .saturating_sub(arguments.from)
-                    .saturating_add(1);
-                let what: String = failure.what.chars().take(MAX_WORDS).collect();
-                println!("{schedules:>9}  {:54} {what}", fault.to_string());
-            }
-            None => println!("{:>9}  {:54} NOTHING", "-", fault.to_string()),
-        }
-    }
-    let missed = caught.iter().filter(|failure| failure.is_none()).count();
+    let signing = caught(&FAULTS, arguments.from, arguments.within, |seed, fault| {
+        run_broken(seed, fault).err()
+    });
+    let vault = caught(
+        &VAULT_FAULTS,
+        arguments.from,
+        arguments.vault_within,
+        |seed, fault| run_vault_broken(seed, fault, false).err(),
+    );
+    let missed = signing.saturating_add(vault);
     println!(
-        "{} faults, {missed} not noticed within {} schedules",
+        "{} faults of the signing machines, {} of the whole bridge, {missed} not noticed within {} and {} schedules",
         FAULTS.len(),
-        arguments.within
+        VAULT_FAULTS.len(),
+        arguments.within,
+        arguments.vault_within
     );
     if missed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Looks for the first schedule in which each fault is noticed. Gives how many are not.
+fn caught<F: Copy + Sync + std::fmt::Display>(
+    faults: &[F],
+    from: u64,
+    within: u64,
+    run: impl Fn(u64, F) -> Option<Failure> + Sync,
+) -> usize {
+    let first = |fault: F| (from..from.saturating_add(within)).find_map(|seed| run(seed, fault));
+    let caught: Vec<_> = faults.par_iter().map(|fault| first(*fault)).collect();
+    for (fault, failure) in faults.iter().zip(&caught) {
+        match failure {
+            Some(failure) => {
+                let schedules = failure.seed.saturating_sub(from).saturating_add(1);
+                let what: String = failure.what.chars().take(MAX_WORDS).collect();
+                println!("{schedules:>9}  {:54} {what}", fault.to_string());
+            }
+            None => println!("{:>9}  {:54} NOTHING", "-", fault.to_string()),
+        }
+    }
+    caught.iter().filter(|failure| failure.is_none()).count()
+}
+
+fn vault(arguments: &Vault) -> ExitCode {
+    if let Some(seed) = arguments.seed {
+        let replayed = if arguments.frost {
+            run_vault_real(seed, true)
+        } else {
+            run_vault(seed, true)
+        };
+        return match replayed {
+            Ok(counts) => {
+                println!("{counts:#?}");
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                println!("{failure}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut violations = 0_u64;
+    for (is_real, schedules) in [(false, arguments.schedules), (true, arguments.real)] {
+        if schedules > 0 {
+            violations = violations.saturating_add(vaults(is_real, arguments.from, schedules));
+        }
+    }
+    if violations == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Runs the whole bridge through the schedules of consecutive seeds. Gives the number of violations.
+fn vaults(is_real: bool, from: u64, schedules: u64) -> u64 {
+    let begin = Instant::now();
+    let (name, flag) = if is_real {
+        ("FROST signatures, full tree", " --frost")
+    } else {
+        ("made-up signatures, small tree", "")
+    };
+    let totals = Mutex::new(Totals::default());
+    let shown = Mutex::new(Vec::new());
+    let violations = AtomicU64::new(0);
+    let bar = bar("vault", schedules);
+    (from..from.saturating_add(schedules))
+        .into_par_iter()
+        .for_each(|seed| {
+            let run = if is_real {
+                run_vault_real(seed, false)
+            } else {
+                run_vault(seed, false)
+            };
+            match run {
+                Ok(counts) => totals
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .add(&counts),
+                Err(failure) => {
+                    violations.fetch_add(1, Ordering::Relaxed);
+                    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                    if shown.len() < MAX_SHOWN {
+                        shown.push(failure);
+                    }
+                }
+            }
+            bar.inc(1);
+        });
+    bar.finish_and_clear();
+    let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let violations = violations.into_inner();
+    println!();
+    println!(
+        "{name}: {schedules} schedules, seeds {from} to {}, {violations} violations, {:.0} s",
+        from.saturating_add(schedules).saturating_sub(1),
+        begin.elapsed().as_secs_f64()
+    );
+    print!("{totals}");
+    for failure in shown.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        println!("VIOLATION {failure}");
+        println!(
+            "  replay: ./simulate.sh vault --seed {}{flag}",
+            failure.seed
+        );
+    }
+    violations
 }
 
 fn signing(arguments: &Signing) -> ExitCode {
@@ -238,7 +364,7 @@ fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
     let table = Mutex::new(Table::default());
     let shown = Mutex::new(Vec::new());
     let violations = AtomicU64::new(0);
-    let bar = bar(kind, schedules);
+    let bar = bar(kind.name(), schedules);
     (from..from.saturating_add(schedules))
         .into_par_iter()
         .for_each(|seed| {
@@ -283,13 +409,13 @@ fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
 }
 
 /// Shows on a terminal how far it is.
-fn bar(kind: Kind, schedules: u64) -> ProgressBar {
+fn bar(name: &'static str, schedules: u64) -> ProgressBar {
     let bar = ProgressBar::new(schedules);
     let template = "{msg:5} [{bar:28}] {pos}/{len} {elapsed} (eta {eta})";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_message(kind.name());
+    bar.set_message(name);
     bar.enable_steady_tick(TICK);
     bar
 }

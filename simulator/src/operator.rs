@@ -51,7 +51,7 @@ pub struct Operator<C: Signatures> {
     pub boot: u32,
     /// What is wrong with it.
     pub fault: Option<Fault>,
-    state: State,
+    pub(crate) state: State,
     needed: usize,
     held: BTreeMap<SessionId, Held<C>>,
     pool: Pool<C::Nonces, CommitmentsOf<C>>,
@@ -344,6 +344,22 @@ impl<C: Signatures> Operator<C> {
         };
         self.answered.insert(request.session, answered);
         Ok((answer, own.clone()))
+    }
+
+    /// Signs without asking anybody, as a corrupt operator does for whoever it is in league with.
+    pub fn sign_blindly(
+        &mut self,
+        now: u64,
+        request: &Request<'_, C>,
+        signatures: &mut C,
+    ) -> Option<AnswerOf<C>> {
+        let own = request.commitments.get(&self.signer)?;
+        let held = self.held.remove(&request.session)?;
+        if held.commitments != *own {
+            return None;
+        }
+        let next = self.fresh(now, request.session, signatures);
+        Some(signatures.sign(self.signer, request, held.nonces, next))
     }
 
     /// Whom it passes batch data on to.

@@ -11,6 +11,7 @@ use protocol::{
     blame::{Evidence, ROUND2_DOMAIN, Round2, Statement},
     roster::{Member, Roster},
     signing::Frost,
+    transaction::BatchTransaction,
 };
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
@@ -43,6 +44,17 @@ impl Real {
     /// # Errors
     /// [`DealError`].
     pub fn new(group: &Group, seed: u64) -> Result<Self, DealError> {
+        let messages: Vec<Message> = (0_u8..)
+            .take(MESSAGES)
+            .map(|i| Message {
+                digest: [i; 32],
+                tweak: Tweak::KeyPath((i > 0).then_some([i; 32])),
+            })
+            .collect();
+        Self::of(group, seed, messages)
+    }
+
+    fn of(group: &Group, seed: u64, messages: Vec<Message>) -> Result<Self, DealError> {
         let shares = dealt(group)?;
         let identities: BTreeMap<SignerId, _> = group
             .identities()
@@ -60,13 +72,6 @@ impl Real {
             coordinators: Vec::new(),
             attestation: Default::default(),
         };
-        let messages: Vec<Message> = (0_u8..)
-            .take(MESSAGES)
-            .map(|i| Message {
-                digest: [i; 32],
-                tweak: Tweak::KeyPath((i > 0).then_some([i; 32])),
-            })
-            .collect();
         let info = shares
             .first()
             .map(|share| share.group().clone())
@@ -135,6 +140,15 @@ fn encoded(shares: &Shares) -> Option<Vec<u8>> {
 impl Signatures for Real {
     type Scheme = Frost;
     type Nonces = Nonces;
+
+    fn over(group: &Group, number: u64, transaction: &BatchTransaction) -> Result<Self, DealError> {
+        let messages = transaction.messages();
+        Self::of(
+            group,
+            number,
+            messages.map_err(|error| DealError(error.to_string()))?,
+        )
+    }
 
     fn scheme(&self) -> Frost {
         self.scheme.clone()

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use protocol::{message::SessionId, signing::Scheme};
+use protocol::{message::SessionId, signing::Scheme, transaction::BatchTransaction};
 use threshold::{SignerId, sign::PackageHash};
+
+use crate::{deal::DealError, schedule::Group};
 
 /// Commitments of a kind of signatures.
 pub type CommitmentsOf<C> = <<C as Signatures>::Scheme as Scheme>::Commitments;
@@ -53,6 +55,14 @@ pub trait Signatures {
     type Scheme: Scheme;
     /// Secret nonces: good for one share.
     type Nonces;
+
+    /// For the signatures of one transaction. The number keeps what is made for one apart from what is made for another.
+    ///
+    /// # Errors
+    /// [`DealError`] if the group has no keys.
+    fn over(group: &Group, number: u64, transaction: &BatchTransaction) -> Result<Self, DealError>
+    where
+        Self: Sized;
 
     /// For a coordinator.
     fn scheme(&self) -> Self::Scheme;

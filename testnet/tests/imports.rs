@@ -7,11 +7,11 @@ use std::{collections::BTreeMap, path::Path};
 const LINES: [&[&str]; 7] = [
     &["failpoint", "ledger", "threshold", "attestation"],
     &["protocol"],
-    &["proof", "chain", "simulator"],
+    &["proof", "chain"],
     &["p2p", "storage"],
     &["node"],
     &["coordinator", "operator", "wallet"],
-    &["testnet", "fuzz"],
+    &["testnet", "fuzz", "simulator"],
 ];
 
 fn manifest(path: &Path) -> toml::Table {
