@@ -292,6 +292,16 @@ fn honest_ask() -> Vec<(&'static str, Vec<u8>)> {
             },
         ),
         ("genesis-height", Ask::GenesisHeight),
+        ("pool", Ask::Pool { epoch: 0 }),
+        (
+            "sign-pooled",
+            Ask::SignPooled {
+                subject: Subject::Batch(honest.candidate.clone()),
+                epoch: 0,
+                attempt: 1,
+                commitments: unused.commitments.clone(),
+            },
+        ),
     ];
     asks.map(|(name, ask)| (name, message::encode(&ask))).into()
 }
@@ -439,6 +449,10 @@ fn honest_answer() -> Vec<(&'static str, Vec<u8>)> {
         ("delta", Answer::Delta(first.sign(DELTA_DOMAIN, delta))),
         ("requests", Answer::Requests(user_requests())),
         ("genesis-height", Answer::GenesisHeight(Some(104))),
+        (
+            "pool",
+            Answer::Pool(honest.unused.1.commitments.values().cloned().collect()),
+        ),
     ];
     answers
         .map(|(name, answer)| (name, message::encode(&answer)))
