@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bitcoin::hashes::{Hash as _, sha256};
 use failpoint::Point;
 
 /// Where the points are noted that were reached and are not in the sample.
@@ -39,17 +40,10 @@ impl Crashes {
     pub const EVERYWHERE: Self = Self { one_in: 1, seed: 0 };
 
     fn has(&self, point: &str) -> bool {
-        // FNV-1a: the same on every machine and with every compiler.
-        let hash = self
-            .seed
-            .to_le_bytes()
-            .iter()
-            .chain(point.as_bytes())
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-        // The low bits of this hash are its worst.
-        (hash >> 32).is_multiple_of(self.one_in.max(1))
+        // The same on every machine and with every compiler.
+        let hash = sha256::Hash::hash(format!("{}/{point}", self.seed).as_bytes());
+        let [first, second, ..] = hash.to_byte_array();
+        u64::from(u16::from_be_bytes([first, second])).is_multiple_of(self.one_in.max(1))
     }
 }
 
