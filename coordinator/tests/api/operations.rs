@@ -5,7 +5,7 @@ use bitcoin::{Address, Amount, KnownHrp, Network, WitnessProgram, WitnessVersion
 use coordinator::records::{OPERATIONS, PENDING, REQUESTS};
 use ledger::{AccountIndex, AccountSecret, SequenceNumber, TransferRequest, WithdrawRequest};
 use serde_json::{Value, json};
-use storage::Direction;
+use storage::{Changes, Direction, Place};
 
 use crate::setting::{ALICE, ALICE_SAT, BOB, NETWORK, Setting};
 
@@ -325,6 +325,29 @@ async fn the_same_operation_again_changes_nothing_and_answers_where_it_is() {
     let alice = setting.alice.public().to_address(NETWORK);
     let account = setting.get(&format!("/v1/accounts/{alice}")).await.ok();
     assert_eq!(account["pending"], json!([id]));
+}
+
+#[tokio::test]
+async fn an_operation_that_was_refused_is_queued_when_it_is_sent_again() {
+    let setting = Setting::new();
+    let body = Transfer::default().signed(&setting);
+    setting.post(PATH, &body).await.ok();
+    let store = &setting.reader.store;
+    let requests = store.queue(&REQUESTS).unwrap();
+    let lease = requests.lease(1, 1_000).unwrap().unwrap();
+    let (id, tries) = lease.key;
+    let mut record = store.get(&OPERATIONS, &id).unwrap().unwrap();
+    record.progress.refuse("an operator's policy", 2);
+    let mut changes = Changes::new();
+    requests.ack(&mut changes, lease);
+    changes.put(&OPERATIONS, &id, &record);
+    changes.delete(&PENDING, &(ALICE, 1));
+    store.commit(changes).unwrap();
+    assert_eq!(requests.place(&(id, tries)).unwrap(), Some(Place::Done));
+
+    assert_eq!(setting.post(PATH, &body).await.status, 202);
+    let again = requests.lease(1, 1_000).unwrap().unwrap();
+    assert_eq!(again.key, (id, tries + 1));
 }
 
 #[tokio::test]

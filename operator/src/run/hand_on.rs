@@ -31,9 +31,8 @@ impl Node {
     ) -> Result<(), RunError> {
         let txid = transaction.compute_txid();
         let kept = history::kept_candidate(&self.store, &txid)?;
-        let held = held::find(&self.store, candidate.sequence, &txid)?;
         let known = kept.is_some_and(|kept| kept == candidate)
-            || held.iter().any(|held| held.candidate == candidate);
+            || blocking(|| held::is_held(&self.store, &candidate))?;
         if txid != candidate.txid || !known {
             tracing::debug!(%txid, "a signed transaction that is not known here");
             return Ok(());

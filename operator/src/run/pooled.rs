@@ -46,7 +46,7 @@ impl Parked {
         self.refuse(Refusal::new(Rule::S9, "the session has ended"));
     }
 
-    fn refuse(self, refusal: Refusal) {
+    pub(super) fn refuse(self, refusal: Refusal) {
         self.reply.send(Answer::Refused(refusal));
     }
 }

@@ -146,7 +146,13 @@ impl Node {
                 }
                 Effect::Accept(id, coordinator) => self.accept(id, coordinator),
                 Effect::Pooled(id, coordinator) => self.answer_pooled(id, coordinator),
-                Effect::Refuse(id, coordinator, refusal) => self.refuse(id, coordinator, refusal),
+                Effect::Refuse(id, coordinator, refusal) => {
+                    // The reason itself: "the session has ended" would be held against the nonces.
+                    if let Some(parked) = self.parked.remove(&id) {
+                        parked.refuse(refusal.clone());
+                    }
+                    self.refuse(id, coordinator, refusal);
+                }
                 Effect::Quarantined(quarantine) => self.write_quarantine(&quarantine),
                 // Comes of a sign request only, which carries it out itself.
                 Effect::PromiseAndSign(grant) => {
