@@ -41,6 +41,15 @@ pub struct Held {
     from: PeerKey,
 }
 
+/// One of the batches that are held.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What is said to carry the body.
+    pub candidate: Candidate,
+    /// The encoded body.
+    pub body: Arc<Vec<u8>>,
+}
+
 /// Why a batch was not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
@@ -136,11 +145,7 @@ pub fn is_held(store: &Store, candidate: &Candidate) -> Result<bool, ReadError> 
 ///
 /// # Errors
 /// A damaged database.
-pub fn find(
-    store: &Store,
-    sequence: SequenceNumber,
-    txid: &Txid,
-) -> Result<Vec<(Candidate, Arc<Vec<u8>>)>, ReadError> {
+pub fn find(store: &Store, sequence: SequenceNumber, txid: &Txid) -> Result<Vec<Found>, ReadError> {
     let mut bodies = BTreeMap::new();
     let mut candidates = Vec::new();
     for held in rows(store, sequence)? {
@@ -153,7 +158,7 @@ pub fn find(
     }
     let with_body = |candidate: Candidate| {
         let body = bodies.get(&candidate.body).cloned()?;
-        Some((candidate, body))
+        Some(Found { candidate, body })
     };
     Ok(candidates.into_iter().filter_map(with_body).collect())
 }
@@ -239,7 +244,7 @@ mod tests {
         let [held] = found.as_slice() else {
             panic!("{found:?}")
         };
-        assert_eq!((&held.0, &*held.1), (&candidate, &body));
+        assert_eq!((&held.candidate, &*held.body), (&candidate, &body));
         drop_up_to(&store, SequenceNumber(1)).unwrap();
         assert!(
             find(&store, SequenceNumber(1), &candidate.txid)
@@ -264,7 +269,7 @@ mod tests {
         }
         let found = find(&store, SequenceNumber(1), &right.txid).unwrap();
         assert_eq!(found.len(), 2);
-        assert!(found.iter().any(|(candidate, _)| *candidate == right));
+        assert!(found.iter().any(|held| held.candidate == right));
     }
 
     #[test]
@@ -321,7 +326,7 @@ mod tests {
             let [held] = found.as_slice() else {
                 panic!("{found:?}")
             };
-            assert_eq!((&held.0, &*held.1), (&bump, &body));
+            assert_eq!((&held.candidate, &*held.body), (&bump, &body));
         }
         let one_more = offer(1, &bump(&candidate, 99), &body);
         assert!(refusal(one_more).reason.contains("of this peer"));
@@ -346,10 +351,14 @@ mod tests {
         }
         let found = find(&store, SequenceNumber(1), &candidate.txid).unwrap();
         assert_eq!(found.len(), said.len());
-        assert!(found.iter().all(|(_, held)| Arc::ptr_eq(held, &found[0].1)));
+        assert!(
+            found
+                .iter()
+                .all(|held| Arc::ptr_eq(&held.body, &found[0].body))
+        );
         for said in &said {
-            let held = found.iter().find(|(candidate, _)| candidate == said);
-            assert_eq!(held.map(|(_, held)| &**held), Some(&body));
+            let held = found.iter().find(|held| held.candidate == *said);
+            assert_eq!(held.map(|held| &*held.body), Some(&body));
             assert!(is_held(&store, said).unwrap());
         }
     }

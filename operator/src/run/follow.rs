@@ -127,8 +127,8 @@ impl Node {
             };
             let held = held::find(&self.store, sequence, &txid)?;
             let mut adopted = false;
-            for (candidate, body) in &held {
-                let adopt = || lock(&open.books).history.adopt(candidate, body);
+            for held in &held {
+                let adopt = || lock(&open.books).history.adopt(&held.candidate, &held.body);
                 adopted = blocking(adopt).map_err(fatal)?;
                 if adopted {
                     break;
