@@ -47,23 +47,15 @@ pub(super) fn check(evidence: &Evidence) -> Result<(), Refusal> {
         .saturating_add(candidate.top_ups.len())
         .saturating_add(1);
     check_inputs(inputs, group.signers().len(), group.threshold().into())?;
-    let mut nonces = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for operation in &body.operations {
-        let is_new = match operation {
-            // That no output is spent twice is [`super::s02_inputs`]'s to see to.
-            Operation::Deposit { .. } => true,
-            Operation::Transfer { sender, nonce, .. }
-            | Operation::Withdraw { sender, nonce, .. } => nonces.insert((*sender, *nonce)),
-        };
-        let check = if is_new {
+        let id = operation.id(&body.vault);
+        let check = if seen.insert(id) {
             check_operation(evidence, operation)
         } else {
-            Err(refuse(
-                "the operation, or another one in its place, is in the batch twice",
-            ))
+            Err(refuse("the operation is in the batch twice"))
         };
-        // An operation's id costs some hashes: it is not computed for those that are right.
-        check.map_err(|refusal| refusal.of(operation.id(&body.vault)))?;
+        check.map_err(|refusal| refusal.of(id))?;
     }
     Ok(())
 }
