@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -195,7 +196,20 @@ fn loopback(port: u16) -> String {
 /// # Errors
 /// There is none.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    // Below the ports of outgoing connections: one of those may take a port before the node listens on it.
+    const FIRST: u32 = 20_000;
+    const PORTS: u32 = 12_000;
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST.saturating_add(start.wrapping_add(asked).checked_rem(PORTS).unwrap_or(0));
+        let port = u16::try_from(port)?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port from {FIRST} on is free")
 }
 
 /// What signing took, first proposal to verified signatures, in ms: the first batch with the delay, and the last without,
