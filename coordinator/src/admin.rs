@@ -2,7 +2,7 @@
 //!
 //! | queue | retry | drop |
 //! | --- | --- | --- |
-//! | requests | waits for a batch again | the user's request is refused, with the reason |
+//! | requests | waits for a batch again, unless it is elsewhere already | the user's request is refused, with the reason |
 //! | prove, sign | proven or signed again | the batch is given up; its requests wait again |
 //! | broadcast, confirm | submitted or watched again | never: signed, it may be on its way to a block |
 
@@ -246,15 +246,20 @@ pub fn retry(
     let _writing = reader.writing.blocking_lock();
     let store = &reader.store;
     let mut changes = Changes::new();
-    match name {
+    let outcome = match name {
         LetterName::Request(key) => {
             let queue = store.queue(&REQUESTS)?;
             let letter = queue.dead_letter(&key)?.ok_or(AdminError::Unknown)?;
-            queue.requeue(&mut changes, &key);
             if is_waiting(store, &key, &letter.item)? {
+                queue.requeue(&mut changes, &key);
                 queue::mark(store, &mut changes, &letter.item, |progress| {
                     progress.reason = Some("queued again by an administrator".to_owned());
                 })?;
+                "queued again".to_owned()
+            } else {
+                // Queued once more it could be in one batch twice.
+                queue.discard(&mut changes, &key);
+                "the letter is dropped: the request is elsewhere already".to_owned()
             }
         }
         LetterName::Batch(queue, key) => {
@@ -269,9 +274,9 @@ pub fn retry(
                 crate::advance::explain(store, &mut changes, &mut record, reason)?;
                 changes.put(&BATCHES, &key.0, &record);
             }
+            "queued again".to_owned()
         }
-    }
-    let outcome = "queued again".to_owned();
+    };
     Ok(done(
         reader,
         changes,

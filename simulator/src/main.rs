@@ -270,57 +270,22 @@ fn vault(arguments: &Vault) -> ExitCode {
 
 /// Runs the whole bridge through the schedules of consecutive seeds. Gives the number of violations.
 fn vaults(is_real: bool, from: u64, schedules: u64) -> u64 {
-    let begin = Instant::now();
-    let (name, flag) = if is_real {
-        ("FROST signatures, full tree", " --frost")
+    let (name, flag, run): (_, _, fn(u64, bool) -> _) = if is_real {
+        ("FROST signatures, full tree", " --frost", run_vault_real)
     } else {
-        ("made-up signatures, small tree", "")
+        ("made-up signatures, small tree", "", run_vault)
     };
-    let totals = Mutex::new(Totals::default());
-    let shown = Mutex::new(Vec::new());
-    let violations = AtomicU64::new(0);
-    let bar = bar("vault", schedules);
-    (from..from.saturating_add(schedules))
-        .into_par_iter()
-        .for_each(|seed| {
-            let run = if is_real {
-                run_vault_real(seed, false)
-            } else {
-                run_vault(seed, false)
-            };
-            match run {
-                Ok(counts) => totals
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .add(&counts),
-                Err(failure) => {
-                    violations.fetch_add(1, Ordering::Relaxed);
-                    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-                    if shown.len() < MAX_SHOWN {
-                        shown.push(failure);
-                    }
-                }
-            }
-            bar.inc(1);
-        });
-    bar.finish_and_clear();
-    let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let violations = violations.into_inner();
-    println!();
-    println!(
-        "{name}: {schedules} schedules, seeds {from} to {}, {violations} violations, {:.0} s",
-        from.saturating_add(schedules).saturating_sub(1),
-        begin.elapsed().as_secs_f64()
-    );
-    print!("{totals}");
-    for failure in shown.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        println!("VIOLATION {failure}");
-        println!(
-            "  replay: ./simulate.sh vault --seed {}{flag}",
-            failure.seed
-        );
-    }
-    violations
+    let many = Many {
+        name,
+        short: "vault",
+        from,
+        schedules,
+    };
+    many.run(
+        |seed| run(seed, false),
+        |totals: &mut Totals, counts| totals.add(&counts),
+        |seed| format!("vault --seed {seed}{flag}"),
+    )
 }
 
 fn signing(arguments: &Signing) -> ExitCode {
@@ -339,7 +304,7 @@ fn signing(arguments: &Signing) -> ExitCode {
         (Kind::Large, arguments.large),
     ] {
         if schedules > 0 {
-            violations = violations.saturating_add(many(kind, arguments.from, schedules));
+            violations = violations.saturating_add(sessions(kind, arguments.from, schedules));
         }
     }
     if violations == 0 {
@@ -362,21 +327,54 @@ fn replay(seed: u64, kind: Kind) -> ExitCode {
     }
 }
 
-/// Runs the schedules of consecutive seeds on all processors. Gives the number of violations.
-fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
-    let begin = Instant::now();
-    let table = Mutex::new(Table::default());
-    let shown = Mutex::new(Vec::new());
-    let violations = AtomicU64::new(0);
-    let bar = bar(kind.name(), schedules);
-    (from..from.saturating_add(schedules))
-        .into_par_iter()
-        .for_each(|seed| {
-            match kind.run(seed, false) {
-                Ok(outcome) => table
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .add(&outcome),
+/// Runs signing through the schedules of consecutive seeds. Gives the number of violations.
+fn sessions(kind: Kind, from: u64, schedules: u64) -> u64 {
+    let many = Many {
+        name: match kind {
+            Kind::Fake => "made-up signatures",
+            Kind::Real | Kind::Large => "FROST signatures",
+        },
+        short: kind.name(),
+        from,
+        schedules,
+    };
+    many.run(
+        |seed| kind.run(seed, false),
+        |table: &mut Table, outcome| table.add(&outcome),
+        |seed| format!("signing --kind {} --seed {seed}", kind.name()),
+    )
+}
+
+/// The schedules of consecutive seeds, on all processors.
+struct Many {
+    name: &'static str,
+    /// For the progress bar.
+    short: &'static str,
+    from: u64,
+    schedules: u64,
+}
+
+impl Many {
+    /// Runs them, and prints the sum of what came of them and the first violations, with what replays them. Gives the number
+    /// of violations.
+    fn run<O, T: Default + Send + std::fmt::Display>(
+        &self,
+        run: impl Fn(u64) -> Result<O, Failure> + Sync,
+        add: impl Fn(&mut T, O) + Sync,
+        replay: impl Fn(u64) -> String,
+    ) -> u64 {
+        let begin = Instant::now();
+        let sum = Mutex::new(T::default());
+        let shown = Mutex::new(Vec::new());
+        let violations = AtomicU64::new(0);
+        let bar = bar(self.short, self.schedules);
+        let to = self.from.saturating_add(self.schedules);
+        (self.from..to).into_par_iter().for_each(|seed| {
+            match run(seed) {
+                Ok(outcome) => add(
+                    &mut sum.lock().unwrap_or_else(PoisonError::into_inner),
+                    outcome,
+                ),
                 Err(failure) => {
                     violations.fetch_add(1, Ordering::Relaxed);
                     let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -387,29 +385,27 @@ fn many(kind: Kind, from: u64, schedules: u64) -> u64 {
             }
             bar.inc(1);
         });
-    bar.finish_and_clear();
-    let table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let violations = violations.into_inner();
-    println!();
-    println!(
-        "{}: {schedules} schedules, seeds {from} to {}, {violations} violations, {:.0} s",
-        match kind {
-            Kind::Fake => "made-up signatures",
-            Kind::Real | Kind::Large => "FROST signatures",
-        },
-        from.saturating_add(schedules).saturating_sub(1),
-        begin.elapsed().as_secs_f64()
-    );
-    print!("{table}");
-    for failure in shown.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        println!("VIOLATION {failure}");
+        bar.finish_and_clear();
+        let violations = violations.into_inner();
+        println!();
         println!(
-            "  replay: ./simulate.sh signing --kind {} --seed {}",
-            kind.name(),
-            failure.seed
+            "{}: {} schedules, seeds {} to {}, {violations} violations, {:.0} s",
+            self.name,
+            self.schedules,
+            self.from,
+            to.saturating_sub(1),
+            begin.elapsed().as_secs_f64()
         );
+        print!(
+            "{}",
+            sum.into_inner().unwrap_or_else(PoisonError::into_inner)
+        );
+        for failure in shown.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            println!("VIOLATION {failure}");
+            println!("  replay: ./simulate.sh {}", replay(failure.seed));
+        }
+        violations
     }
-    violations
 }
 
 /// Shows on a terminal how far it is.

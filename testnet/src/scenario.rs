@@ -30,8 +30,8 @@ use protocol::api::{Page, RequestStatus};
 use wallet::{Wallet, send::SendOptions};
 
 use steps::{
-    deposit, mine_until, until_all_alarmed, until_all_at, until_batch, until_deposits, until_final,
-    until_in_mempool,
+    deposit, mine_until, pay, until_all_alarmed, until_all_at, until_batch, until_deposits,
+    until_final, until_in_mempool, until_ready,
 };
 
 use crate::{
@@ -287,16 +287,7 @@ pub async fn found(network: &mut LocalNetwork, story: &Story) -> anyhow::Result<
     story.done(format!(
         "genesis {txid} certified by all operators; vault id {vault}"
     ));
-    network
-        .wait_for("readiness", STEP, async |network| {
-            Ok(network
-                .client
-                .is_ready()
-                .await
-                .unwrap_or(false)
-                .then_some(()))
-        })
-        .await
+    until_ready(network).await
 }
 
 /// Plays a scenario on an open vault, checks what must hold, and reports.

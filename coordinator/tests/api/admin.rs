@@ -275,6 +275,23 @@ async fn a_signed_batch_is_never_dropped() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_elsewhere_is_not_queued_twice() {
+    let setting = Setting::new();
+    let path = format!("{}/retry", fail_request(&setting));
+    let store = &setting.reader.store;
+    let mut changes = Changes::new();
+    let request = Wish::Deposit(deposit_outpoint(2));
+    coordinator::queue::mark(store, &mut changes, &request, |progress| progress.tries = 1).unwrap();
+    store.commit(changes).unwrap();
+    let act = decide(&setting, &path, "once more").await.ok();
+    let outcome = act["outcome"].as_str().unwrap();
+    assert!(outcome.contains("elsewhere"), "{outcome}");
+    let queue = store.queue(&REQUESTS).unwrap();
+    assert_eq!(queue.place(&([7; 32], 0)).unwrap(), Some(Place::Done));
+    assert!(queue.lease(100, 1).unwrap().is_none());
+}
+
+#[tokio::test]
 async fn the_audit_log_comes_newest_first_in_pages() {
     let setting = Setting::new();
     let path = format!("{}/retry", fail_request(&setting));

@@ -12,7 +12,9 @@ use wallet::{
     send::{SendError, SendOptions},
 };
 
-use super::{BLOCK_EVERY, Holding, STEP, Story, User, WALLET_PASSPHRASE, check, report};
+use super::{
+    BLOCK_EVERY, Holding, STEP, Story, User, WALLET_PASSPHRASE, check, pay, report, until_ready,
+};
 use crate::{
     crasher::{self, Crashes, Role},
     network::{Extras, LocalNetwork},
@@ -354,24 +356,10 @@ async fn deposit(network: &mut LocalNetwork, user: &mut User) -> anyhow::Result<
         })
         .await?;
     let address = backup.bitcoin_address()?;
-    let txid = network
-        .bitcoind
-        .fund(&address, Amount::from_sat(DEPOSIT))
-        .await?;
-    let transaction = network
-        .bitcoind
-        .rpc()
-        .transaction(txid, None)
-        .await?
-        .context("own payment not found")?;
-    let vout = transaction
-        .output
-        .iter()
-        .position(|output| output.script_pubkey == address.script_pubkey())
-        .context("own payment has no such output")?;
+    let outpoint = pay(network, &address, DEPOSIT).await?;
     let credited = DEPOSIT.saturating_sub(network.parameters.deposit_fee.to_sat());
     user.expected = user.expected.saturating_add(credited);
-    Ok(OutPoint::new(txid, u32::try_from(vout)?))
+    Ok(outpoint)
 }
 
 /// Sends an operation as a careful user does: when it is unknown what became of it, the coordinator is asked before it is
@@ -400,19 +388,6 @@ async fn send(
                 Err(_) => {}
             }
             Ok(None)
-        })
-        .await
-}
-
-async fn until_ready(network: &mut LocalNetwork) -> anyhow::Result<()> {
-    network
-        .wait_for("readiness", STEP, async |network| {
-            Ok(network
-                .client
-                .is_ready()
-                .await
-                .unwrap_or(false)
-                .then_some(()))
         })
         .await
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::{Address, Amount, OutPoint, Txid};
 use protocol::api::{BatchDocument, BatchStatus, RequestStatus};
 
 use super::{BLOCK_EVERY, STEP, Story, User};
@@ -79,18 +79,24 @@ pub(super) async fn until_in_mempool(network: &mut LocalNetwork, txid: Txid) -> 
         .await
 }
 
-pub(super) async fn deposit(
+/// Waits until the coordinator takes requests.
+pub(super) async fn until_ready(network: &mut LocalNetwork) -> anyhow::Result<()> {
+    network
+        .wait_for("readiness", STEP, async |network| {
+            let is_ready = network.client.is_ready().await.unwrap_or(false);
+            Ok(is_ready.then_some(()))
+        })
+        .await
+}
+
+/// Pays an address. Gives the output.
+pub(super) async fn pay(
     network: &mut LocalNetwork,
-    user: &mut User,
+    address: &Address,
     sats: u64,
-    story: &Story,
 ) -> anyhow::Result<OutPoint> {
-    let backup = user.wallet.deposit_address(&network.client).await?;
-    let address = backup.bitcoin_address()?;
-    let txid = network
-        .bitcoind
-        .fund(&address, Amount::from_sat(sats))
-        .await?;
+    let value = Amount::from_sat(sats);
+    let txid = network.bitcoind.fund(address, value).await?;
     let transaction = network
         .bitcoind
         .rpc()
@@ -102,11 +108,23 @@ pub(super) async fn deposit(
         .iter()
         .position(|output| output.script_pubkey == address.script_pubkey())
         .context("own payment has no such output")?;
+    Ok(OutPoint::new(txid, u32::try_from(vout)?))
+}
+
+pub(super) async fn deposit(
+    network: &mut LocalNetwork,
+    user: &mut User,
+    sats: u64,
+    story: &Story,
+) -> anyhow::Result<OutPoint> {
+    let backup = user.wallet.deposit_address(&network.client).await?;
+    let address = backup.bitcoin_address()?;
+    let outpoint = pay(network, &address, sats).await?;
     user.expected = user
         .expected
         .saturating_add(sats.saturating_sub(network.parameters.deposit_fee.to_sat()));
     story.done(format!("{} deposits {sats} sat to {address}", user.name));
-    Ok(OutPoint::new(txid, u32::try_from(vout)?))
+    Ok(outpoint)
 }
 
 /// Mines a block from time to time until the check gives a value.
