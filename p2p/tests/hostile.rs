@@ -266,8 +266,7 @@ async fn garbage_on_the_port_does_no_harm() {
         held.push(socket);
     }
     until(|| nodes[0].network.counts().connections_refused >= 16).await;
-    let late = nodes[1].network.publish(b"still here".to_vec()).await;
-    assert_eq!(late, Ok(()));
+    nodes[1].publish(b"still here").await;
     assert_eq!(nodes[0].next_gossip().await.1, b"still here");
     drop(held);
 }
@@ -391,6 +390,15 @@ async fn a_peer_that_reads_nothing_slows_nobody_and_is_called_silent() {
             }
         }
     });
+    // Connected is not yet subscribed: what is sent before that the friend does not get.
+    within(async {
+        while hears.is_empty() {
+            // A peer that is not there yet is no error here.
+            let _ = node.network.publish(b"hello".to_vec()).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     // Nobody drives `stuck` from here on. More than the sockets and the queue for it can hold.
     let mut unsent = 0;
     for i in 0_u32.. {
@@ -402,7 +410,7 @@ async fn a_peer_that_reads_nothing_slows_nobody_and_is_called_silent() {
         } else {
             assert_eq!(published, Ok(()));
             // The friend has each before the next is sent: it waits for nobody.
-            assert_eq!(within(hears.recv()).await.unwrap(), large);
+            within(async { while hears.recv().await.unwrap() != large {} }).await;
         }
         unsent = node.peer(key(9)).gossip_unsent;
         if unsent > 0 {
