@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -38,6 +39,9 @@ const MAX_INPUTS: usize = 1_024;
 const REPEAT: Duration = Duration::from_secs(5);
 /// How long an attempt is held back when it would need signers that have done badly before.
 const HOLD: Duration = Duration::from_millis(500);
+/// How long a second attempt is held back, at least and at most, while nothing is wrong with the first. In between:
+/// as long as the first has taken by then.
+const WAIT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 /// Proposals after which a session begins anew that has blamed too many to end: they may have been mended.
 const PARDON_AFTER: u32 = 12;
 
@@ -217,6 +221,8 @@ pub async fn run(
     let mut repeat = tokio::time::interval(REPEAT);
     let mut round = 0_u32;
     let mut aggregating = Cost::default();
+    // When a sign request last went out.
+    let mut asked = Instant::now();
     let mut first = task.offer().map(Heard::Input);
     let outcome = loop {
         let next = tokio::select! {
@@ -282,6 +288,7 @@ pub async fn run(
                     to,
                 } => {
                     times.requested();
+                    asked = Instant::now();
                     tracing::info!(
                         stage = "round1",
                         attempt,
@@ -301,6 +308,7 @@ pub async fn run(
                     commitments,
                 } => {
                     times.requested();
+                    asked = Instant::now();
                     let to: BTreeSet<SignerId> = commitments.keys().copied().collect();
                     tracing::info!(
                         stage = "gossip",
@@ -338,12 +346,10 @@ pub async fn run(
                         blame::keep(&task.store, &task.roster, &task.subject, evidence).await;
                     }
                 }
-                Effect::Hold => {
-                    let sessions = sessions.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(HOLD).await;
-                        sessions.tell(&id, Input::HeldLongEnough);
-                    });
+                Effect::Hold => later(sessions, id, HOLD, Input::HeldLongEnough),
+                Effect::Wait => {
+                    let pause = asked.elapsed().clamp(*WAIT.start(), *WAIT.end());
+                    later(sessions, id, pause, Input::WaitedLongEnough);
                 }
                 Effect::Finished {
                     signatures,
@@ -466,6 +472,15 @@ async fn propose(network: &Network, subject: &Subject, round: u32) {
         Ok(()) => tracing::info!(stage = "gossip", round, "proposed"),
         Err(error) => tracing::warn!(%error, "the proposal was not sent; it will be repeated"),
     }
+}
+
+/// Has the session hear something after a while.
+fn later(sessions: &Sessions, id: SessionId, pause: Duration, input: Input) {
+    let sessions = sessions.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(pause).await;
+        sessions.tell(&id, input);
+    });
 }
 
 /// Sends the sign request of an attempt to these of its signers; answers come back as inputs.

@@ -20,6 +20,11 @@
 //! proposal: its signers are ready before they have verified. If one of them does not answer, the session goes on as
 //! any other, with the accepts of whoever did not answer and of the rest.
 //!
+//! **A short wait.** Those who were not needed for the first attempt are ready from the beginning, so a second could
+//! start when t - (n - t) of the first have answered, for nothing if the others are only a little later. While
+//! nothing is wrong with the first it is waited for once, about as long as it has taken by then: [`Effect::Wait`].
+//! The wait ends by itself, so it delays an attempt and prevents none.
+//!
 //! Shares are checked only when their attempt fails, or when their signer is about to enter another one: as
 //! long as nobody is silent or bad, that is never.
 
@@ -72,14 +77,14 @@ struct Ready<S: Scheme> {
     arrival: u64,
 }
 
-/// Whether an attempt with signers of poor standing may start.
+/// How far a session is with a pause that it makes once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
-    /// Not before [`Effect::Hold`] was asked for and is over.
+    /// It was not asked for yet.
     Fresh,
     /// It was asked for.
     Holding,
-    /// Anybody will do.
+    /// It is over.
     Over,
 }
 
@@ -90,7 +95,10 @@ pub struct Session<S: Scheme = Frost> {
     signers: BTreeSet<SignerId>,
     needed: usize,
     standing: Standing,
+    /// Before an attempt with signers of poor standing: [`Effect::Hold`].
     patience: Patience,
+    /// Before a second attempt that nothing calls for yet: [`Effect::Wait`].
+    wait: Patience,
     ready: BTreeMap<SignerId, Ready<S>>,
     arrivals: u64,
     /// The latest attempt that each of these was asked for and has not answered.
@@ -118,6 +126,7 @@ impl<S: Scheme> Session<S> {
             needed,
             standing,
             patience: Patience::Fresh,
+            wait: Patience::Fresh,
             ready: BTreeMap::new(),
             arrivals: 0,
             pending: BTreeMap::new(),
@@ -149,7 +158,7 @@ impl<S: Scheme> Session<S> {
                 self.admit(from)?;
                 self.ready.remove(&from);
                 self.refused.insert(from, refusal);
-                Ok(Vec::new())
+                Ok(self.start_attempts())
             }
             Input::Lost {
                 from,
@@ -164,6 +173,10 @@ impl<S: Scheme> Session<S> {
             Input::Repeated => {
                 self.round = self.round.saturating_add(1);
                 Ok(Vec::new())
+            }
+            Input::WaitedLongEnough => {
+                self.wait = Patience::Over;
+                Ok(self.start_attempts())
             }
             Input::HeldLongEnough => {
                 self.patience = Patience::Over;
@@ -250,7 +263,7 @@ impl<S: Scheme> Session<S> {
         if let Some(refusal) = refusal {
             self.declined.insert(from, refusal);
         }
-        Ok(Vec::new())
+        Ok(self.start_attempts())
     }
 
     fn answered(
@@ -377,6 +390,13 @@ impl<S: Scheme> Session<S> {
     fn start_attempts(&mut self) -> Vec<Effect<S>> {
         let mut effects = Vec::new();
         while self.ready.len() >= self.needed {
+            if self.may_wait() {
+                if self.wait == Patience::Fresh {
+                    self.wait = Patience::Holding;
+                    effects.push(Effect::Wait);
+                }
+                return effects;
+            }
             let chosen = self.choose();
             if self.patience != Patience::Over
                 && chosen.iter().any(|signer| self.standing.is_poor(signer))
@@ -400,6 +420,22 @@ impl<S: Scheme> Session<S> {
             });
         }
         effects
+    }
+
+    /// Whether a second attempt has time: each signer of the first has answered or may be about to, and it was not waited
+    /// for yet. Once in a session, so that silence costs one wait, however many are silent.
+    fn may_wait(&self) -> bool {
+        if self.wait == Patience::Over || self.started > 1 {
+            return false;
+        }
+        self.attempts.get(&1).is_some_and(|first| {
+            first.commitments.keys().all(|signer| {
+                let is_asked = self.pending.contains_key(signer)
+                    && !self.unreached.contains(signer)
+                    && !self.refused.contains_key(signer);
+                !self.blamed.contains(signer) && (is_asked || first.answers.contains_key(signer))
+            })
+        })
     }
 
     fn choose(&self) -> BTreeSet<SignerId> {

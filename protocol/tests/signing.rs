@@ -270,17 +270,25 @@ fn the_first_t_accepts_sign_all_inputs() {
 }
 
 #[test]
-fn a_silent_signer_is_replaced_without_a_clock() {
+fn a_silent_signer_is_waited_for_once_and_replaced() {
     let mut world = World::new();
     let (attempt, package) = world.accept_all();
     let chosen = signers(&package);
     // The first of the chosen never answers; the others do, and with the two that waited they are enough.
-    let mut second = None;
-    for id in &chosen[1..] {
-        let effects = world.answer(*id, attempt, &package).unwrap();
-        second = world.request(effects).or(second);
-    }
-    let (attempt, package) = second.expect("a second attempt without the silent one");
+    let effects = world.answer(chosen[1], attempt, &package).unwrap();
+    assert!(matches!(effects[..], [Effect::Wait]), "{effects:?}");
+    assert!(world.session.is_holding());
+    assert!(
+        world
+            .answer(chosen[2], attempt, &package)
+            .unwrap()
+            .is_empty()
+    );
+    let effects = world.step(Input::WaitedLongEnough).unwrap();
+    assert!(!world.session.is_holding());
+    let (attempt, package) = world
+        .request(effects)
+        .expect("a second attempt without the silent one");
     assert_eq!(attempt, 2);
     assert!(!signers(&package).contains(&chosen[0]));
     let mut done = false;
@@ -293,17 +301,80 @@ fn a_silent_signer_is_replaced_without_a_clock() {
 }
 
 #[test]
+fn a_first_attempt_that_needs_no_more_than_the_wait_is_the_only_one() {
+    let mut world = World::new();
+    let (attempt, package) = world.accept_all();
+    let mut last = Vec::new();
+    for id in signers(&package) {
+        last = world.answer(id, attempt, &package).unwrap();
+        assert!(world.request(last.clone()).is_none());
+    }
+    assert!(world.check_signatures(&last));
+    assert_eq!(world.session.attempts(), 1);
+    assert_eq!(
+        world.step(Input::WaitedLongEnough).unwrap_err(),
+        Reject::Finished
+    );
+}
+
+#[test]
+fn whatever_goes_wrong_with_the_first_attempt_ends_the_wait() {
+    let wrong: [fn(SignerId) -> Input; 2] = [
+        |from| Input::Lost {
+            from,
+            attempt: 1,
+            refusal: None,
+        },
+        |from| Input::Refused {
+            from,
+            refusal: Refusal::new(Rule::S6, "paused"),
+        },
+    ];
+    for input in wrong {
+        let mut world = World::new();
+        let (attempt, package) = world.accept_all();
+        let chosen = signers(&package);
+        let effects = world.answer(chosen[0], attempt, &package).unwrap();
+        assert!(matches!(effects[..], [Effect::Wait]), "{effects:?}");
+        let effects = world.step(input(chosen[1])).unwrap();
+        let (second, package) = world.request(effects).expect("a second attempt at once");
+        assert_eq!(second, 2);
+        assert!(!signers(&package).contains(&chosen[1]));
+    }
+
+    // A share that cannot be one is seen when it comes.
+    let mut world = World::new();
+    let (attempt, package) = world.accept_all();
+    let chosen = signers(&package);
+    world.answer(chosen[0], attempt, &package).unwrap();
+    let mut said = world.say(chosen[1], attempt, &package);
+    said.next = sign::commit(&world.shares[&chosen[1]], 1, &mut OsRng)
+        .unwrap()
+        .1;
+    let effects = world.hear(chosen[1], said).unwrap();
+    assert!(matches!(effects[0], Effect::Blame { .. }), "{effects:?}");
+    assert_eq!(world.request(effects).expect("a second attempt").0, 2);
+
+    // So are nonces that are gone.
+    let mut world = World::new();
+    let (attempt, package) = world.accept_all();
+    let chosen = signers(&package);
+    world.answer(chosen[0], attempt, &package).unwrap();
+    let effects = world.accept(chosen[1]).unwrap();
+    assert_eq!(world.request(effects).expect("a second attempt").0, 2);
+}
+
+#[test]
 fn the_late_share_of_an_old_attempt_completes_it() {
     let mut world = World::new();
     let (attempt, package) = world.accept_all();
     let chosen = signers(&package);
     let late = world.say(chosen[0], attempt, &package);
-    let mut second = None;
     for id in &chosen[1..] {
-        let effects = world.answer(*id, attempt, &package).unwrap();
-        second = world.request(effects).or(second);
+        world.answer(*id, attempt, &package).unwrap();
     }
-    assert_eq!(second.expect("a second attempt").0, 2);
+    let effects = world.step(Input::WaitedLongEnough).unwrap();
+    assert_eq!(world.request(effects).expect("a second attempt").0, 2);
     // Nobody has answered the second attempt when the first is completed.
     let effects = world.hear(chosen[0], late).unwrap();
     assert!(world.check_signatures(&effects));
@@ -319,7 +390,8 @@ fn a_bad_share_is_blamed_with_evidence_and_its_signer_left_out() {
     let mut said = world.say(culprit, attempt, &package);
     said.shares = spoilt(&said.shares);
     // It would enter a second attempt with the two that wait, and is looked at before.
-    let first = world.hear(culprit, said).unwrap();
+    world.hear(culprit, said).unwrap();
+    let first = world.step(Input::WaitedLongEnough).unwrap();
     assert!(world.request(first.clone()).is_none());
     let effects = world.answer(chosen[1], attempt, &package).unwrap();
     let (second, package2) = world.request(effects).expect("a second attempt");
@@ -618,7 +690,8 @@ fn the_late_share_of_a_signer_that_accepted_anew_does_not_bring_back_old_nonces(
     world.accept(ids[0]).unwrap();
     assert!(world.hear(ids[0], late).unwrap().is_empty());
     world.accept(ids[3]).unwrap();
-    let effects = world.answer(ids[1], attempt, &package).unwrap();
+    world.answer(ids[1], attempt, &package).unwrap();
+    let effects = world.step(Input::WaitedLongEnough).unwrap();
     let (second, package2) = world.request(effects).expect("a second attempt");
     assert_eq!(second, 2);
     assert!(signers(&package2).contains(&ids[0]));

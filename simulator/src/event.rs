@@ -81,6 +81,10 @@ pub enum Event<C: Signatures> {
         coordinator: usize,
         incarnation: u32,
     },
+    Waited {
+        coordinator: usize,
+        incarnation: u32,
+    },
     RestartOperator(usize),
     RestartCoordinator,
     Chat {

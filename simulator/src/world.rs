@@ -33,6 +33,7 @@ use crate::{
 const REPEAT_MS: u64 = 5_000;
 const ASK_TIMEOUT_MS: u64 = 30_000;
 const HOLD_MS: u64 = 500;
+const MAX_WAIT_MS: u64 = 2_000;
 /// How long a run that can finish is given after it is calm. Nothing comes near it.
 const PATIENCE_MS: u64 = 3_600_000;
 /// How long one that can't is watched.
@@ -365,6 +366,10 @@ impl<C: Signatures> World<C> {
                 coordinator,
                 incarnation,
             } => return self.hear_in(coordinator, incarnation, signing::Input::HeldLongEnough),
+            Event::Waited {
+                coordinator,
+                incarnation,
+            } => return self.hear_in(coordinator, incarnation, signing::Input::WaitedLongEnough),
             Event::RestartOperator(operator) => {
                 self.note(|| format!("operator {operator} restarts"));
                 let (now, head) = (self.now, self.head);

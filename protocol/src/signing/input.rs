@@ -49,6 +49,8 @@ pub enum Input<S: Scheme = Frost> {
     Repeated,
     /// The time that [`Effect::Hold`] asked for is over.
     HeldLongEnough,
+    /// The time that [`Effect::Wait`] asked for is over.
+    WaitedLongEnough,
 }
 
 /// What the caller must do.
@@ -96,6 +98,9 @@ pub enum Effect<S: Scheme = Frost> {
     /// Enough are ready, but some of them have done badly before: say [`Input::HeldLongEnough`] after a
     /// moment, in which better ones may come.
     Hold,
+    /// Enough are ready for a second attempt, and nothing is wrong with the first: say [`Input::WaitedLongEnough`] when
+    /// the first has taken about twice as long as until now. At most once in a session.
+    Wait,
 }
 
 /// Why an input was refused; the state is as before.

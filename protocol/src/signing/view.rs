@@ -47,9 +47,9 @@ impl<S: Scheme> Session<S> {
         self.ready.keys()
     }
 
-    /// Whether an attempt is held back ([`Effect::Hold`]).
+    /// Whether an attempt is held back ([`Effect::Hold`], [`Effect::Wait`]).
     pub fn is_holding(&self) -> bool {
-        self.patience == Patience::Holding
+        self.patience == Patience::Holding || (self.wait == Patience::Holding && self.may_wait())
     }
 
     /// Signers that were asked and have not answered, and the attempt.

@@ -14,8 +14,11 @@ pub type Sent = (usize, Arc<[u8]>);
 
 /// What hosts do.
 pub trait Hosts {
-    /// A message arrives.
-    fn take(&mut self, to: usize, from: usize, message: &[u8]) -> Vec<Sent>;
+    /// A message arrives, and its host has time for it.
+    fn take(&mut self, now: Duration, to: usize, from: usize, message: &[u8]) -> Vec<Sent>;
+
+    /// How long after what it has just done the host wants to be woken, by an empty message from itself.
+    fn alarm(&mut self) -> Option<Duration>;
 
     /// Whether the session is over.
     fn is_over(&self) -> bool;
@@ -81,6 +84,19 @@ impl Network {
         }
     }
 
+    fn wake(&mut self, host: usize, pause: Duration) {
+        let now = self.free[host];
+        self.parcels += 1;
+        let parcel = Parcel {
+            to: host,
+            from: host,
+            message: Arc::new([]),
+            cpu: now.cpu,
+        };
+        self.under_way
+            .insert((now.elapsed + pause, self.parcels), parcel);
+    }
+
     /// Runs until the session is over. Gives when that was: elapsed, and counting CPU time only, without delays.
     pub fn run(&mut self, hosts: &mut impl Hosts) -> Took {
         while let Some(((arrival, _), parcel)) = self.under_way.pop_first() {
@@ -89,7 +105,8 @@ impl Network {
             } = parcel;
             let before = MEMORY.current_usage();
             MEMORY.reset_peak_usage();
-            let (sent, took) = Took::by(|| hosts.take(to, from, &message));
+            let begun = self.free[to].elapsed.max(arrival);
+            let (sent, took) = Took::by(|| hosts.take(begun, to, from, &message));
             let [before, after, peak] =
                 [before, MEMORY.current_usage(), MEMORY.peak_usage()].map(size);
             self.peak[to] = self.peak[to].max(self.held[to] + peak - before);
@@ -99,10 +116,13 @@ impl Network {
             let outgoing: usize = outgoing.iter().map(|message| message.len()).sum();
             self.held[to] += after - before - size(outgoing);
             let free = &mut self.free[to];
-            free.elapsed = free.elapsed.max(arrival) + took.elapsed;
+            free.elapsed = begun + took.elapsed;
             free.cpu = free.cpu.max(parcel.cpu) + took.cpu;
             if hosts.is_over() {
                 return self.free[to];
+            }
+            if let Some(pause) = hosts.alarm() {
+                self.wake(to, pause);
             }
             self.send(to, sent);
         }

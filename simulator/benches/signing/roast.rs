@@ -34,7 +34,7 @@ pub fn print() {
     );
     println!(
         "{:>10} {:>14} {:>5} {:>8} {:>8} {:>12} {:>8} {:>8}",
-        "group", "dropouts", "turns", "attempts", "trips, s", "computing, s", "all, s", "paper, s"
+        "group", "dropouts", "turns", "attempts", "trips, s", "else, s", "all, s", "paper, s"
     );
     for (group, paper) in CASES {
         let keys = Keys::new(group);
@@ -42,9 +42,10 @@ pub fn print() {
         row(&group, &keys, "coordinated", paper[1]);
     }
     println!(
-        "\ntrips: the time of the round trips alone, one for the nonces and one an attempt. What differs from the paper: its\n\
-         signers share one host, ours have one like this machine each; its prototype is Python and checks each share as\n\
-         it comes; ours are the nodes' machines and encoding, check shares together, and measure the time of one input."
+        "\ntrips: the time of the round trips alone, one for the nonces and one an attempt. else: computing, and the one wait for\n\
+         the first attempt, which is about a round trip. What differs from the paper: its signers share one host, ours have\n\
+         one like this machine each; its prototype is Python and checks each share as it comes; ours are the nodes' machines\n\
+         and encoding, and check shares together."
     );
 }
 

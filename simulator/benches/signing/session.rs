@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
     sync::Arc,
+    time::Duration,
 };
 
 use protocol::{
@@ -24,6 +26,8 @@ use threshold::{
 use crate::hosts::{Hosts, Sent};
 
 const COORDINATOR: PeerKey = PeerKey([0xC0; 32]);
+/// As in the node: how long a second attempt is held back, at least and at most, while nothing is wrong with the first.
+const WAIT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 
 /// The sighash of an input.
 pub fn digest(input: usize) -> [u8; 32] {
@@ -61,6 +65,9 @@ pub struct SigningHosts {
     dropouts: Dropouts,
     /// The attempt that each operator was asked for last.
     asked: BTreeMap<usize, u32>,
+    /// When it last sent a sign request.
+    asked_at: Duration,
+    alarm: Option<Duration>,
     attempts: Option<u32>,
 }
 
@@ -137,6 +144,8 @@ impl Keys {
             operators,
             dropouts,
             asked: BTreeMap::new(),
+            asked_at: Duration::ZERO,
+            alarm: None,
             attempts: None,
         }
     }
@@ -202,7 +211,10 @@ impl SigningHosts {
         self.attempts
     }
 
-    fn coordinate(&mut self, from: usize, message: &[u8]) -> Vec<Sent> {
+    fn coordinate(&mut self, now: Duration, from: usize, message: &[u8]) -> Vec<Sent> {
+        if from == 0 {
+            return self.step(now, Input::WaitedLongEnough);
+        }
         let (signer, peer) = self.members[from - 1];
         let (input, mut sent) = match self.asked.get(&from) {
             None => {
@@ -228,13 +240,26 @@ impl SigningHosts {
                 (answered, Vec::new())
             }
         };
+        sent.extend(self.step(now, input));
+        sent
+    }
+
+    fn step(&mut self, now: Duration, input: Input) -> Vec<Sent> {
+        let mut sent = Vec::new();
         for effect in self.session.step(input).unwrap() {
             match effect {
                 Effect::Request {
                     attempt,
                     commitments,
                     to,
-                } => sent.extend(self.request(attempt, commitments, &to)),
+                } => {
+                    self.asked_at = now;
+                    sent.extend(self.request(attempt, commitments, &to));
+                }
+                Effect::Wait => {
+                    let pause = (now - self.asked_at).clamp(*WAIT.start(), *WAIT.end());
+                    self.alarm = Some(pause);
+                }
                 Effect::Finished { attempts, .. } => self.attempts = Some(attempts),
                 Effect::Blame { .. } | Effect::Pooled { .. } | Effect::Hold => {
                     panic!("nobody has done wrong, and the session has begun")
@@ -281,9 +306,9 @@ impl SigningHosts {
 }
 
 impl Hosts for SigningHosts {
-    fn take(&mut self, to: usize, from: usize, message: &[u8]) -> Vec<Sent> {
+    fn take(&mut self, now: Duration, to: usize, from: usize, message: &[u8]) -> Vec<Sent> {
         if to == 0 {
-            return self.coordinate(from, message);
+            return self.coordinate(now, from, message);
         }
         let is_silent = self.is_silent(to);
         let operator = &mut self.operators[to - 1];
@@ -301,6 +326,10 @@ impl Hosts for SigningHosts {
             .map(|answer| (0, answer.into()))
             .into_iter()
             .collect()
+    }
+
+    fn alarm(&mut self) -> Option<Duration> {
+        self.alarm.take()
     }
 
     fn is_over(&self) -> bool {

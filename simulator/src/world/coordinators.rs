@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use protocol::{invariants, signing};
+use rand::Rng as _;
 use threshold::SignerId;
 
-use super::{ASK_TIMEOUT_MS, HOLD_MS, REPEAT_MS, World, text};
+use super::{ASK_TIMEOUT_MS, HOLD_MS, MAX_WAIT_MS, REPEAT_MS, World, text};
 use crate::{
     coordinator::News,
     event::Event,
@@ -163,6 +164,14 @@ impl<C: Signatures> World<C> {
                 if !self.signatures.is_evidence(signer, &commitments, &answer) {
                     return Err(format!("{signer:?} was blamed without evidence"));
                 }
+            }
+            signing::Effect::Wait => {
+                let over = Event::Waited {
+                    coordinator,
+                    incarnation,
+                };
+                let pause = self.schedule.rng.gen_range(0..=MAX_WAIT_MS);
+                self.at(self.now.saturating_add(pause), over);
             }
             signing::Effect::Hold => {
                 let over = Event::Held {

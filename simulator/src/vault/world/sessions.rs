@@ -10,6 +10,7 @@ use protocol::{
     reputation::Standing,
     signing::{Effect, Input, Session},
 };
+use rand::Rng as _;
 use threshold::SignerId;
 
 use super::{ASK_TIMEOUT_MS, Event, Message, Node, Running, World, text};
@@ -17,6 +18,8 @@ use crate::signatures::{AnswerOf, CommitmentsOf, Signatures};
 
 /// As in the node: how long an attempt is held back for better signers.
 const HOLD_MS: u64 = 500;
+/// As in the node: how long a second attempt is held back at most while nothing is wrong with the first.
+const MAX_WAIT_MS: u64 = 2_000;
 
 impl<C: Signatures> World<C> {
     /// Proposes a candidate to all operators, in the session that runs for it or in a new one.
@@ -110,6 +113,13 @@ impl<C: Signatures> World<C> {
                     let event = Event::Held(coordinator, id);
                     self.at(self.now.saturating_add(HOLD_MS), event);
                 }
+                Effect::Wait => {
+                    let pause = self.schedule.rng.gen_range(0..=MAX_WAIT_MS);
+                    self.at(
+                        self.now.saturating_add(pause),
+                        Event::Waited(coordinator, id),
+                    );
+                }
                 // Operators here hand out no pools of nonces.
                 Effect::Blame { .. } | Effect::Pooled { .. } => {}
             }
@@ -119,6 +129,10 @@ impl<C: Signatures> World<C> {
 
     pub(super) fn held(&mut self, coordinator: usize, id: SessionId) -> Result<(), String> {
         self.tell(coordinator, id, Input::HeldLongEnough)
+    }
+
+    pub(super) fn waited(&mut self, coordinator: usize, id: SessionId) -> Result<(), String> {
+        self.tell(coordinator, id, Input::WaitedLongEnough)
     }
 
     fn request(
