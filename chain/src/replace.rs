@@ -16,16 +16,23 @@ pub const MAX_EVICTED: u64 = 100;
 /// Weight units in a virtual byte.
 const PER_VBYTE: u64 = 4;
 
-/// A transaction that shall be replaced.
+/// What a replacement stands in for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
+    /// What was signed last of the same batch; `None` for another batch.
+    pub signed: Option<Signed>,
+    /// What the own node's mempool holds that spends the same treasury: of this batch or of another one, made here or
+    /// elsewhere. `None` when nothing is there.
+    pub entry: Option<MempoolEntry>,
+}
+
+/// The transaction of a batch that a higher fee is for (S7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signed {
     /// What it pays.
     pub fee: Amount,
     /// What it weighs, with its witnesses.
     pub weight: Weight,
-    /// What the own node's mempool holds of it: the transaction itself, or an earlier one for the same input. `None` when
-    /// nothing is there.
-    pub entry: Option<MempoolEntry>,
 }
 
 /// What a replacement may pay.
@@ -86,11 +93,23 @@ pub fn raise(
     // Rule 4; where nodes ask for nothing, S7 asks for a satoshi.
     let relay = at(mempool.incremental_fee_rate)?.max(Amount::ONE_SAT);
     let plus_relay = |fee: Amount| fee.checked_add(relay).ok_or(ReplaceError::Overflow);
+    let vbytes = weight.to_vbytes_ceil();
+    let signed = match replaced.signed {
+        Some(signed) => scaled(signed.fee, vbytes, signed.weight.to_vbytes_ceil())?,
+        None => Amount::ZERO,
+    };
     // Rule 3: all that is evicted. Nodes want a higher rate, too, however much larger the replacement is.
-    let evicted = replaced.entry.as_ref().map(|entry| entry.descendant_fees);
-    let same_rate = scaled(replaced.fee, weight, replaced.weight)?;
-    let least = plus_relay(same_rate.max(evicted.unwrap_or(Amount::ZERO)))?
-        .max(at(mempool.min_fee_rate.max(mempool.min_relay_fee_rate))?);
+    let evicted = match &replaced.entry {
+        Some(entry) => scaled(entry.fee, vbytes, entry.vsize)?.max(entry.descendant_fees),
+        None => Amount::ZERO,
+    };
+    let above = signed.max(evicted);
+    let raised = if above == Amount::ZERO {
+        above
+    } else {
+        plus_relay(above)?
+    };
+    let least = raised.max(at(mempool.min_fee_rate.max(mempool.min_relay_fee_rate))?);
     let ceiling = FeeRate::from_sat_per_vb(settings.ceiling_sat_per_vb);
     let most = at(ceiling.ok_or(ReplaceError::Overflow)?)?;
     if least > most {
@@ -100,7 +119,7 @@ pub fn raise(
             ceiling: settings.ceiling_sat_per_vb,
         });
     }
-    let step = stepped(same_rate, settings.bump_percent);
+    let step = stepped(signed, settings.bump_percent);
     Ok(Raise {
         least,
         wanted: least.max(step).max(at(rate)?).min(most),
@@ -121,12 +140,11 @@ fn stepped(fee: Amount, percent: u32) -> Amount {
     Amount::from_sat(u64::try_from(sats).unwrap_or(u64::MAX))
 }
 
-/// The fee that pays the same rate at another weight, rounded up.
-fn scaled(fee: Amount, weight: Weight, before: Weight) -> Result<Amount, ReplaceError> {
-    let (weight, before) = (weight.to_vbytes_ceil(), before.to_vbytes_ceil().max(1));
+/// The fee that pays the same rate at another size, in virtual bytes, rounded up.
+fn scaled(fee: Amount, vbytes: u64, before: u64) -> Result<Amount, ReplaceError> {
     let sats = u128::from(fee.to_sat())
-        .saturating_mul(weight.into())
-        .div_ceil(before.into());
+        .saturating_mul(vbytes.into())
+        .div_ceil(before.max(1).into());
     // Never less than before: the operators compare fees, not rates (S7).
     u64::try_from(sats)
         .map(|sats| Amount::from_sat(sats).max(fee))
@@ -169,8 +187,10 @@ mod tests {
     /// 500 vbytes that pay 2 sat/vB.
     fn replaced(entry: Option<(u64, u64)>) -> Replaced {
         Replaced {
-            fee: Amount::from_sat(1_000),
-            weight: WEIGHT,
+            signed: Some(Signed {
+                fee: Amount::from_sat(1_000),
+                weight: WEIGHT,
+            }),
             entry: entry.map(|(descendants, fees)| MempoolEntry {
                 wtxid: "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"
                     .parse()
@@ -179,6 +199,7 @@ mod tests {
                 fee: Amount::from_sat(1_000),
                 descendants,
                 descendant_fees: Amount::from_sat(fees),
+                ancestors: 1,
                 time: 0,
             }),
         }
@@ -234,6 +255,28 @@ mod tests {
                 ceiling: 200
             })
         );
+    }
+
+    #[test]
+    fn another_batch_pays_for_the_one_that_waits_and_no_more_than_the_estimate_beyond() {
+        let other = |entry, weight, now| {
+            let replaced = Replaced {
+                signed: None,
+                ..replaced(entry)
+            };
+            raise(&replaced, weight, rate(now), &mempool(), &settings())
+                .map(|raise| (raise.least.to_sat(), raise.wanted.to_sat()))
+        };
+        // Half as large, and it pays for the whole of what it pushes out.
+        let half = Weight::from_wu(1_000);
+        assert_eq!(other(Some((1, 1_000)), half, 2), Ok((1_250, 1_250)));
+        assert_eq!(other(Some((4, 7_000)), half, 2), Ok((7_250, 7_250)));
+        assert_eq!(other(Some((4, 7_000)), half, 50), Ok((7_250, 12_500)));
+        // A larger one pays a higher rate.
+        let larger = Weight::from_wu(4_000);
+        assert_eq!(other(Some((1, 1_000)), larger, 2), Ok((3_000, 3_000)));
+        // Where nothing waits it is a batch like any other.
+        assert_eq!(other(None, half, 2), Ok((250, 500)));
     }
 
     #[test]

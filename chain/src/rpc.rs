@@ -16,8 +16,8 @@ use bitcoin::block::Header;
 use bitcoin::consensus::encode;
 use bitcoin::{Address, Block, BlockHash, FeeRate, Network, OutPoint, Transaction, Txid};
 use failpoint::Deed;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use replies::{
@@ -325,6 +325,27 @@ impl BitcoinRpc {
     pub async fn mempool_entry(&self, txid: Txid) -> Result<Option<MempoolEntry>, RpcError> {
         let reply = self.call("getmempoolentry", &[json!(txid)]).await;
         none_on(reply, code::NOT_FOUND)
+    }
+
+    /// The entry of what spends an output in the mempool; `None` if nothing there does.
+    pub async fn mempool_spender(
+        &self,
+        outpoint: OutPoint,
+    ) -> Result<Option<MempoolEntry>, RpcError> {
+        #[derive(Deserialize)]
+        struct Spent {
+            #[serde(rename = "spendingtxid")]
+            by: Option<Txid>,
+        }
+        let method = "gettxspendingprevout";
+        let asked = json!([{ "txid": outpoint.txid, "vout": outpoint.vout }]);
+        let spent: Vec<Spent> = self.call(method, &[asked]).await?;
+        let spent = spent.into_iter().next();
+        let spent = spent.ok_or_else(|| RpcError::bad_reply(method, "no answer"))?;
+        match spent.by {
+            Some(txid) => self.mempool_entry(txid).await,
+            None => Ok(None),
+        }
     }
 
     /// What the mempool asks of a transaction at present.

@@ -1,12 +1,14 @@
 //! Stage 3: forms a batch from the requests that wait: deposits first, then signed operations in the order
-//! in which they were accepted. One batch at a time; the next one starts when the last one is confirmed.
+//! in which they were accepted. One batch at a time; the next one starts when the last one is confirmed, or was given up.
+//! One that was given up, or that another coordinator has made, may wait in mempools: the next pays for replacing it.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bitcoin::{Amount, FeeRate};
+use bitcoin::{Amount, FeeRate, Weight};
 use chain::{
-    fees::{self, FeeError},
-    rpc::UnspentOutput,
+    fees::{self, FeeError, FeeSettings},
+    replace::{ReplaceError, Replaced, raise},
+    rpc::{MempoolInfo, UnspentOutput},
 };
 use ledger::{Operation, OperationError, SequenceNumber};
 use node::clock::now_ms;
@@ -261,8 +263,12 @@ async fn fill(
         digest: transition.digest_after().to_bytes(),
     };
     let spare = top_up::ripe(pipeline).await?;
+    let in_the_way = in_the_way(pipeline, head).await?;
     let priced = match fee_rate(pipeline).await {
-        Ok(rate) => price(pipeline, head, &picks, spare, next, rate),
+        Ok(rate) => {
+            let asked = Asked { rate, in_the_way };
+            price(pipeline, head, &picks, spare, next, &asked)
+        }
         Err(FeeError::Rpc(error)) => return Err(error.into()),
         // Nothing is spent on a guess.
         Err(error) => Err(error.into()),
@@ -394,6 +400,36 @@ async fn fee_rate(pipeline: &Pipeline) -> Result<FeeRate, FeeError> {
     Ok(rate)
 }
 
+/// What the miner fee follows from.
+struct Asked {
+    rate: FeeRate,
+    in_the_way: Option<(Replaced, MempoolInfo)>,
+}
+
+impl Asked {
+    fn fee(&self, weight: Weight, settings: &FeeSettings) -> Result<Amount, PriceError> {
+        match &self.in_the_way {
+            Some((replaced, mempool)) => {
+                Ok(raise(replaced, weight, self.rate, mempool, settings)?.wanted)
+            }
+            None => self.rate.fee_wu(weight).ok_or(PriceError::Overflow),
+        }
+    }
+}
+
+/// What the own node's mempool holds that spends the same treasury, and what it asks of a replacement.
+async fn in_the_way(
+    pipeline: &Pipeline,
+    head: &Treasury,
+) -> Result<Option<(Replaced, MempoolInfo)>, StageError> {
+    let entry = pipeline.rpc.mempool_spender(head.outpoint).await?;
+    if entry.is_none() {
+        return Ok(None);
+    }
+    let (signed, mempool) = (None, pipeline.rpc.mempool_info().await?);
+    Ok(Some((Replaced { signed, entry }, mempool)))
+}
+
 /// Builds the transaction with the fee that its weight asks for, and with top-ups if little would be left of the surplus.
 fn price(
     pipeline: &Pipeline,
@@ -401,7 +437,7 @@ fn price(
     picks: &[Pick],
     mut spare: Vec<TopUp>,
     next: Commitment,
-    rate: FeeRate,
+    asked: &Asked,
 ) -> Result<(BatchTransaction, Vec<TopUp>), PriceError> {
     let vault = pipeline.vault.key();
     let mut deposits = Vec::new();
@@ -444,10 +480,11 @@ fn price(
     let mut used = Vec::new();
     loop {
         let free = build(Amount::ZERO, &used)?;
-        let fee = rate.fee_wu(free.weight()).ok_or(PriceError::Overflow)?;
+        let fee = asked.fee(free.weight(), &pipeline.settings.fees)?;
         let most = affordable(&free);
         let left = most.checked_sub(fee);
-        if left.is_none_or(|left| left < low) && top_up::collect(&mut spare, &mut used, rate) {
+        if left.is_none_or(|left| left < low) && top_up::collect(&mut spare, &mut used, asked.rate)
+        {
             continue;
         }
         if left.is_none() {
@@ -476,6 +513,8 @@ enum PriceError {
     Surplus { fee: Amount, lacking: Amount },
     #[error("the fee overflows")]
     Overflow,
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
     #[error(transparent)]
     Fee(#[from] FeeError),
     #[error(transparent)]

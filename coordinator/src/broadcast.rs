@@ -102,13 +102,10 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
         .iter(&BATCHES, next.., Direction::Forward, MAX_OPEN)?
         .collect::<Result<_, _>>()?;
     for (sequence, record) in rows {
-        if record.status == BatchStatus::Broadcast && !record.candidates.is_empty() {
+        if dissolve::is_with_node(record.status) && !record.candidates.is_empty() {
             let reason = see_to(pipeline, &record).await?;
             told(pipeline, sequence, reason.as_deref()).await?;
-            match reason {
-                Some(_) => dissolve::forgotten(pipeline, &record).await?,
-                None => drop(pipeline.missing.remove(&sequence)),
-            }
+            dissolve::waiting(pipeline, &record).await?;
         }
     }
     Ok(())
@@ -179,15 +176,21 @@ async fn complete(pipeline: &Pipeline) -> Result<(), StageError> {
     Ok(())
 }
 
-/// Writes why a batch waits, or that it waits no more.
+/// Writes why a batch waits, or that it waits no more: one that the node did not take at first is with it then.
 async fn told(pipeline: &Pipeline, sequence: u64, reason: Option<&str>) -> Result<(), StageError> {
     let _writing = pipeline.writing.clone().lock_owned().await;
     let Some(mut record) = pipeline.store.get(&BATCHES, &sequence)? else {
         return Ok(());
     };
-    let waits = matches!(record.status, BatchStatus::Signed | BatchStatus::Broadcast);
     let mut changes = Changes::new();
-    if waits && explain(&pipeline.store, &mut changes, &mut record, reason)? {
+    if record.status == BatchStatus::Signed && reason.is_none() {
+        record.broadcast_ms.get_or_insert(now_ms());
+        let taken = Input::Submitted;
+        advance(&pipeline.store, &mut changes, &mut record, taken, None)?;
+        changes.put(&BATCHES, &sequence, &record);
+    } else if dissolve::is_with_node(record.status)
+        && explain(&pipeline.store, &mut changes, &mut record, reason)?
+    {
         changes.put(&BATCHES, &sequence, &record);
         if let Some(reason) = reason {
             pipeline.say(reason.to_owned());

@@ -2,9 +2,9 @@
 //! payouts stay; output 0 shrinks by what the fee grows, and confirmed top-ups come in when the surplus runs low.
 //!
 //! ```text
-//! broadcast --so many blocks--> priced --on disk--> proposed, verified, signed --on disk--> handed on, submitted
-//!     ^                                                                                           |
-//!     '-------------------------------------------------------------------------------------------'
+//! broadcast, or not taken --so many blocks--> priced --on disk--> proposed, verified, signed --on disk--> handed on, submitted
+//!     ^                                                                                                        |
+//!     '--------------------------------------------------------------------------------------------------------'
 //! ```
 //!
 //! Whatever goes wrong, the transaction that is out stays out, and its batch where it is. The next block brings the
@@ -20,7 +20,6 @@ use std::{
 use ledger::OperationId;
 use node::{clock::now_ms, history};
 use protocol::{
-    api::BatchStatus,
     bump::{Schedule, Unconfirmed},
     identity::PeerKey,
     message::{Refusal, Rule},
@@ -32,7 +31,7 @@ use storage::Changes;
 use self::price::{PriceError, last_refused, price};
 use crate::{
     aggregate::{hand_on, task},
-    broadcast, candidates,
+    broadcast, candidates, dissolve,
     gossip::{self, Outcome, Report},
     pipeline::{Pipeline, StageError},
     records::{BATCHES, BatchRecord, Bump, BumpFailure, RefusedFee, SignedCandidate},
@@ -74,7 +73,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     propose(pipeline, &record).await
 }
 
-/// The batch that is with the Bitcoin network and not in a block, if it builds on the latest treasury.
+/// The batch that is signed and not in a block, if it builds on the latest treasury: the Bitcoin network has it, or takes
+/// it only for more.
 fn unconfirmed(pipeline: &Pipeline) -> Result<Option<BatchRecord>, StageError> {
     let Some(head) = pipeline.head() else {
         return Ok(None);
@@ -90,7 +90,7 @@ fn unconfirmed(pipeline: &Pipeline) -> Result<Option<BatchRecord>, StageError> {
     let record = pipeline.store.get(&BATCHES, &next)?;
     Ok(record.filter(|record| {
         let parent = record.candidate.as_ref().map(|candidate| candidate.parent);
-        record.status == BatchStatus::Broadcast && parent == Some(head.outpoint)
+        dissolve::is_with_node(record.status) && parent == Some(head.outpoint)
     }))
 }
 
@@ -295,7 +295,7 @@ async fn update(
     let _writing = pipeline.writing.clone().lock_owned().await;
     let now = pipeline.store.get(&BATCHES, &record.sequence.0)?;
     let Some(mut now) =
-        now.filter(|now| now.key() == record.key() && now.status == BatchStatus::Broadcast)
+        now.filter(|now| now.key() == record.key() && dissolve::is_with_node(now.status))
     else {
         return Ok(false);
     };

@@ -2,8 +2,9 @@
 //! and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
 //! the reason. The ledger has gone back by itself: it follows the treasury.
 //!
-//! A payment that left the chain may also be forgotten: no mempool has it, and nobody need ever send it again. Its batch is
-//! given up once operators sign another one (S7); should both come after all, they spend one treasury, and one is confirmed.
+//! A payment that left the chain may also stay out: no mempool has it any more, or it pays too little to be mined. Its batch
+//! waits with it, and operators sign no higher fee for that (S2). It is given up once they sign another one (S7), which pays
+//! for replacing it ([`crate::batch`]); should both come after all, they spend one treasury, and one is confirmed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +16,7 @@ use ledger::Operation;
 use node::{clock::now_ms, displaced::Lost};
 use protocol::{
     api::{BatchStatus, RequestStatus},
-    pipeline::is_forgotten,
+    pipeline::is_given_up,
 };
 use storage::{Changes, Direction, ReadError, Store};
 
@@ -88,12 +89,12 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
     pipeline.commit(changes).await
 }
 
-/// Looks for a deposit of a batch that the node does not take, and gives the batch up if one has been nowhere for the
-/// replacement delay; with it all that build on it.
+/// Looks for a deposit or top-up of a batch that is not in the chain, and gives the batch up if one has been out of it for
+/// the replacement delay; with it all that build on it.
 ///
 /// # Errors
 /// [`StageError`]; it is looked again.
-pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<(), StageError> {
+pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<(), StageError> {
     let sequence = record.sequence.0;
     // The blocks that are still to come may have the batch.
     if pipeline.live.borrow().is_behind
@@ -101,14 +102,14 @@ pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<
     {
         return Ok(());
     }
-    let Some(deposit) = nowhere(pipeline, record).await? else {
+    let Some(payment) = unconfirmed(pipeline, record).await? else {
         pipeline.missing.remove(&sequence);
         return Ok(());
     };
     let height = pipeline.height();
     let since = *pipeline.missing.entry(sequence).or_insert(height);
     let delay = pipeline.vault.parameters().replacement_delay;
-    if !is_forgotten(since, height, delay) {
+    if !is_given_up(since, height, delay) {
         return Ok(());
     }
     // The chain may not move until this is written.
@@ -119,14 +120,14 @@ pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<
         .collect::<Result<_, _>>()?;
     if rows
         .first()
-        .is_none_or(|(_, record)| record.status != BatchStatus::Broadcast)
+        .is_none_or(|(_, now)| now.key() != record.key() || !is_with_node(now.status))
     {
         return Ok(());
     }
     let mut changes = Changes::new();
     for (_, record) in rows.into_iter().filter(|(_, row)| is_open(row.status)) {
         let why = format!(
-            "batch {} was given up: deposit {deposit} has been neither in the chain nor in the node's mempool for {delay} blocks",
+            "batch {} was given up: {payment}, which batch {sequence} spends, has not been in the chain for {delay} blocks",
             record.sequence.0
         );
         pipeline.abandon(record, &why, &BTreeMap::new(), &mut changes)?;
@@ -136,22 +137,31 @@ pub async fn forgotten(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<
     pipeline.commit(changes).await
 }
 
-/// A deposit of the batch that is neither an output of the chain nor waits to be one.
-async fn nowhere(
+/// A deposit or top-up of the batch that is no output of the chain.
+async fn unconfirmed(
     pipeline: &Pipeline,
     record: &BatchRecord,
 ) -> Result<Option<OutPoint>, StageError> {
-    for deposit in deposits(record) {
-        let is_in_chain = pipeline
-            .rpc
-            .unspent_output(*deposit, false)
-            .await?
-            .is_some();
-        if !is_in_chain && pipeline.rpc.mempool_entry(deposit.txid).await?.is_none() {
-            return Ok(Some(*deposit));
+    if let Some(txid) = record.txid() {
+        let entry = pipeline.rpc.mempool_entry(txid).await?;
+        if entry.is_some_and(|entry| entry.ancestors <= 1) {
+            // The node has looked: all that it spends is confirmed.
+            return Ok(None);
+        }
+    }
+    let top_ups = record.top_ups.iter().map(|top_up| &top_up.outpoint);
+    for outpoint in deposits(record).chain(top_ups) {
+        let output = pipeline.rpc.unspent_output(*outpoint, false).await?;
+        if output.is_none() {
+            return Ok(Some(*outpoint));
         }
     }
     Ok(None)
+}
+
+/// Whether a batch has been signed and is in no block.
+pub(crate) fn is_with_node(status: BatchStatus) -> bool {
+    matches!(status, BatchStatus::Signed | BatchStatus::Broadcast)
 }
 
 fn is_open(status: BatchStatus) -> bool {

@@ -51,6 +51,21 @@ pub async fn ripe(pipeline: &Pipeline) -> Result<Vec<TopUp>, StageError> {
     Ok(ripe)
 }
 
+/// Those that are still confirmed and unspent.
+///
+/// # Errors
+/// [`StageError`].
+pub async fn still_ripe(pipeline: &Pipeline, used: &[TopUp]) -> Result<Vec<TopUp>, StageError> {
+    let mut ripe = Vec::new();
+    for top_up in used {
+        let unspent = pipeline.rpc.unspent_output(top_up.outpoint, false).await?;
+        if unspent.is_some_and(|output| is_ripe(&output, pipeline.vault.parameters())) {
+            ripe.push(*top_up);
+        }
+    }
+    Ok(ripe)
+}
+
 /// Takes the largest of `spare` into `used`, if there is room, and if it brings more than it costs at that rate. Gives
 /// whether it did.
 pub fn collect(spare: &mut Vec<TopUp>, used: &mut Vec<TopUp>, rate: FeeRate) -> bool {

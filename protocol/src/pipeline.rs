@@ -148,9 +148,10 @@ pub fn seen(
     }
 }
 
-/// Whether a batch is given up whose deposit has been neither in the chain nor in the mempool since this height: its
-/// payment left the chain, and was forgotten. Nobody may ever send it again; and operators sign another batch by now (S7).
-pub fn is_forgotten(since: u32, height: u32, replacement_delay: u16) -> bool {
+/// Whether a batch is given up that spends what has not been in the chain since this height: a payment that left it in a
+/// reorganisation. Mempools may have forgotten it, or it may pay too little to be mined, and no higher fee of the batch's
+/// own is signed for it (S2). Operators sign another batch by now (S7).
+pub fn is_given_up(since: u32, height: u32, replacement_delay: u16) -> bool {
     height.saturating_sub(since) >= u32::from(replacement_delay)
 }
 
@@ -244,9 +245,9 @@ mod tests {
 
     #[test]
     fn a_batch_waits_for_a_deposit_as_long_as_operators_are_bound_to_it() {
-        assert!(!is_forgotten(7, 18, 12));
-        assert!(is_forgotten(7, 19, 12));
-        assert!(!is_forgotten(19, 7, 12), "the chain has lost blocks");
+        assert!(!is_given_up(7, 18, 12));
+        assert!(is_given_up(7, 19, 12));
+        assert!(!is_given_up(19, 7, 12), "the chain has lost blocks");
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub struct MempoolEntry {
     pub descendants: u64,
     /// What these pay together.
     pub descendant_fees: Amount,
+    /// Transactions of the mempool that it builds on, itself included: 1 when all that it spends is confirmed.
+    pub ancestors: u64,
     /// When it came in, in seconds since 1970.
     pub time: u64,
 }
@@ -130,6 +132,7 @@ impl<'de> Deserialize<'de> for MempoolEntry {
             vsize: u64,
             fees: Fees,
             descendantcount: u64,
+            ancestorcount: u64,
             time: u64,
         }
         let raw = Raw::deserialize(deserializer)?;
@@ -139,6 +142,7 @@ impl<'de> Deserialize<'de> for MempoolEntry {
             fee: raw.fees.base,
             descendants: raw.descendantcount,
             descendant_fees: raw.fees.descendant,
+            ancestors: raw.ancestorcount,
             time: raw.time,
         })
     }

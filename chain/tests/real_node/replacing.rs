@@ -3,7 +3,7 @@
 use bitcoin::{Amount, FeeRate, Transaction, Weight, consensus::encode};
 use chain::{
     FeeSettings, Submission,
-    replace::{Replaced, raise},
+    replace::{Replaced, Signed, raise},
     submit::submit,
 };
 use serde_json::{Value, json};
@@ -81,9 +81,22 @@ async fn a_replacement_that_pays_for_all_that_it_evicts_is_taken_and_one_that_do
         bump_percent: 25,
     };
     let fee = entry.fee;
+    assert_eq!(entry.ancestors, 1);
+    // Whatever spends its first input is found, and nothing where nothing does.
+    let spent = parent.input[0].previous_output;
+    assert_eq!(
+        rpc.mempool_spender(spent).await.unwrap(),
+        Some(entry.clone())
+    );
+    let unspent = bitcoin::OutPoint::new(child.compute_txid(), 0);
+    assert_eq!(rpc.mempool_spender(unspent).await.unwrap(), None);
+    let of_child = rpc.mempool_entry(child.compute_txid()).await.unwrap();
+    assert_eq!(of_child.unwrap().ancestors, 2);
     let replaced = Replaced {
-        fee,
-        weight: parent.weight(),
+        signed: Some(Signed {
+            fee,
+            weight: parent.weight(),
+        }),
         entry: Some(entry),
     };
     let mempool = rpc.mempool_info().await.unwrap();

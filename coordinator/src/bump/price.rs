@@ -3,7 +3,7 @@
 use bitcoin::{Amount, FeeRate};
 use chain::{
     fees::{self, FeeError},
-    replace::{Raise, ReplaceError, Replaced, raise},
+    replace::{Raise, ReplaceError, Replaced, Signed, raise},
     rpc::RpcError,
 };
 use ledger::Transition;
@@ -58,6 +58,8 @@ pub(super) async fn price(
     let mempool = pipeline.rpc.mempool_info().await?;
     let replaced = replaced(pipeline, record).await?;
     let mut trial = record.clone();
+    // What has left the chain in a reorganisation is not signed for again (S2); others can take its place.
+    trial.top_ups = top_up::still_ripe(pipeline, &record.top_ups).await?;
     let mut spare = top_up::ripe(pipeline).await?;
     spare.retain(|top_up| !record.top_ups.contains(top_up));
     loop {
@@ -81,29 +83,23 @@ pub(super) async fn price(
     }
 }
 
-/// The highest fee that was signed, and what the own node's mempool holds of the batch.
+/// The highest fee that was signed, and what the own node's mempool holds that spends the same treasury: a candidate of
+/// this batch, or another batch.
 async fn replaced(pipeline: &Pipeline, record: &BatchRecord) -> Result<Replaced, StageError> {
     let highest = record
         .candidates
         .iter()
         .max_by_key(|signed| signed.candidate.fee)
         .ok_or_else(|| StageError::Fault("nothing is signed".into()))?;
-    let mut entry = None;
-    for signed in record.candidates.iter().rev() {
-        entry = pipeline.rpc.mempool_entry(signed.candidate.txid).await?;
-        if entry.is_some() {
-            break;
-        }
-    }
+    let treasury = highest.candidate.parent;
+    let entry = pipeline.rpc.mempool_spender(treasury).await?;
     let fee = match last_refused(record) {
         Some(RefusedFee::TooLow(refused)) => highest.candidate.fee.max(refused),
         _ => highest.candidate.fee,
     };
-    Ok(Replaced {
-        fee,
-        weight: highest.transaction.weight(),
-        entry,
-    })
+    let weight = highest.transaction.weight();
+    let signed = Some(Signed { fee, weight });
+    Ok(Replaced { signed, entry })
 }
 
 /// After a fee that was too high for the operators (S5), half the way back to the least.

@@ -11,7 +11,7 @@ use bitcoin::{
 };
 use chain::{
     fees::{FeeSettings, choose_fee_rate},
-    replace::{Replaced, raise},
+    replace::{Replaced, Signed, raise},
     rpc::{
         BlockRef, ChainInfo, FeeEstimate, MempoolEntry, MempoolInfo, MempoolVerdict, UnspentOutput,
         read_reply,
@@ -170,14 +170,17 @@ fn replacement(entry: Option<MempoolEntry>) -> Verdict {
         incremental_fee_rate: rate,
         dust_fee_rate: FeeRate::DUST,
     };
-    let replaced = Replaced {
+    let signed = Signed {
         fee: Amount::from_sat(1_000),
         weight: Weight::from_wu(2_000),
+    };
+    let replaced = Replaced {
+        signed: Some(signed),
         entry,
     };
-    if let Ok(raised) = raise(&replaced, replaced.weight, rate, &mempool, &FEES) {
-        assert!(replaced.fee < raised.least && raised.least <= raised.wanted);
-        assert!(raised.wanted.to_sat() <= CEILING * replaced.weight.to_vbytes_ceil());
+    if let Ok(raised) = raise(&replaced, signed.weight, rate, &mempool, &FEES) {
+        assert!(signed.fee < raised.least && raised.least <= raised.wanted);
+        assert!(raised.wanted.to_sat() <= CEILING * signed.weight.to_vbytes_ceil());
     }
     Verdict::Accepted
 }
@@ -238,7 +241,7 @@ fn honest_reply() -> Vec<(&'static str, Vec<u8>)> {
             result(
                 5,
                 &format!(
-                    r#"{{"wtxid":"{hash}","vsize":141,"fees":{{"base":0.00000141,"descendant":0.00009141}},"descendantcount":3,"time":1700000000}}"#
+                    r#"{{"wtxid":"{hash}","vsize":141,"fees":{{"base":0.00000141,"descendant":0.00009141}},"descendantcount":3,"ancestorcount":1,"time":1700000000}}"#
                 ),
             ),
         ),
