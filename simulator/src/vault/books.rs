@@ -9,7 +9,29 @@ use std::{
 
 use ledger::{Ledger, Operation, OperationError, SequenceNumber, Transition, VaultId};
 
-type Replay = Result<Arc<Transition>, (usize, OperationError)>;
+type Replay = Result<Arc<Replayed>, (usize, OperationError)>;
+
+/// What a batch does to a ledger.
+#[derive(Debug)]
+pub struct Replayed {
+    /// It.
+    pub transition: Transition,
+    /// The ledger's digest after it.
+    pub after: [u8; 32],
+    /// The digests that link its chunks up.
+    pub digests: Vec<[u8; 32]>,
+}
+
+impl From<Transition> for Replayed {
+    fn from(transition: Transition) -> Self {
+        let digests = transition.digests();
+        Self {
+            after: transition.digest_after().to_bytes(),
+            digests: digests.iter().map(|digest| digest.to_bytes()).collect(),
+            transition,
+        }
+    }
+}
 
 /// Ledgers by their digest.
 pub struct Books {
@@ -50,10 +72,9 @@ impl Books {
         let mut ledger = (**self.ledgers.get(at)?).clone();
         let replay = ledger
             .apply_batch(operations, &self.vault, sequence)
-            .map(Arc::new);
-        if let Ok(transition) = &replay {
-            let after = transition.digest_after().to_bytes();
-            self.ledgers.insert(after, Arc::new(ledger));
+            .map(|transition| Arc::new(Replayed::from(transition)));
+        if let Ok(replayed) = &replay {
+            self.ledgers.insert(replayed.after, Arc::new(ledger));
         }
         self.replays.insert(key, replay.clone());
         Some(replay)

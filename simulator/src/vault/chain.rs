@@ -46,6 +46,19 @@ impl Pooled {
     }
 }
 
+/// A transaction that waits, as `getmempoolentry` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spender {
+    /// What it pays.
+    pub fee: u64,
+    /// Its virtual size.
+    pub vbytes: u64,
+    /// How many go with it, itself included.
+    pub descendants: usize,
+    /// What these pay together.
+    pub descendant_fees: u64,
+}
+
 /// What comes of a submission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -298,8 +311,24 @@ impl Chain {
         found
     }
 
+    /// What in the mempool spends this coin: its fee and virtual bytes, and with all that builds on it how many they are and
+    /// what they pay.
+    pub fn spender(&self, outpoint: &OutPoint) -> Option<Spender> {
+        let mut all = self.pool.iter();
+        let (txid, pooled) =
+            all.find(|(_, pooled)| spends(&pooled.transaction).any(|input| input == *outpoint))?;
+        let evicted = self.with_descendants(BTreeSet::from([*txid]));
+        let fees = evicted.iter().filter_map(|txid| self.pool.get(txid));
+        Some(Spender {
+            fee: pooled.fee,
+            vbytes: pooled.vbytes,
+            descendants: evicted.len(),
+            descendant_fees: fees.fold(0, |sum, one| sum.saturating_add(one.fee)),
+        })
+    }
+
     /// Fees and virtual bytes of what it builds on in the mempool.
-    pub fn ancestry(&self, transaction: &Transaction) -> (u64, u64) {
+    fn ancestry(&self, transaction: &Transaction) -> (u64, u64) {
         let ancestors = self.ancestors(transaction);
         let pooled = ancestors.iter().filter_map(|txid| self.pool.get(txid));
         pooled.fold((0, 0), |(fees, vbytes), one| {

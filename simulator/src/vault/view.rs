@@ -192,20 +192,20 @@ impl View {
             };
             let commitment = next.treasury.commitment;
             let replay = books.replay(&self.digest(), &body.operations, commitment.sequence);
-            let Some(Ok(transition)) = replay else {
+            let Some(Ok(replayed)) = replay else {
                 return Err(format!(
                     "digests: confirmed batch {} does not apply: {replay:?}",
                     commitment.sequence
                 ));
             };
-            let digest = transition.digest_after().to_bytes();
-            if digest != commitment.digest || transition.after.supply != commitment.supply {
+            let supply = replayed.transition.after.supply;
+            if replayed.after != commitment.digest || supply != commitment.supply {
                 return Err(format!(
                     "digests: batch {} gives another ledger than its transaction commits to",
                     commitment.sequence
                 ));
             }
-            self.applied.push(digest);
+            self.applied.push(replayed.after);
         }
         Ok(())
     }

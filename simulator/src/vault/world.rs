@@ -7,6 +7,7 @@ mod miners;
 mod operators;
 mod sessions;
 mod users;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -168,7 +169,7 @@ struct Record {
     height: Option<u32>,
     /// Height of the chain when it got to its place.
     since: u32,
-    /// Height since which a deposit of it is neither in the chain nor in the mempool.
+    /// Height since which a deposit or top-up of it is not in the chain.
     missing: Option<u32>,
 }
 
@@ -238,6 +239,8 @@ pub struct World<C: Signatures> {
     looked_at: Vec<Txid>,
     /// Requests that were checked, and what came of it.
     checked: HashMap<u64, bool>,
+    /// Verdicts, by all that they follow from.
+    judged: HashMap<Vec<u8>, Result<(), Refusal>>,
     refunds: BTreeSet<OutPoint>,
     events: BTreeMap<(u64, u64), Event<C>>,
     sent: u64,
@@ -346,6 +349,7 @@ impl<C: Signatures> World<C> {
             carried: HashMap::new(),
             looked_at: Vec::new(),
             checked: HashMap::new(),
+            judged: HashMap::new(),
             refunds: BTreeSet::new(),
             events: BTreeMap::new(),
             sent: 0,

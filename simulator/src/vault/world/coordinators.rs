@@ -11,7 +11,7 @@ use protocol::{
 };
 use rand::Rng as _;
 
-use super::{Event, Fault, Message, Node, ROUND_MS, World, users::key_of};
+use super::{Event, Fault, Made, Message, Node, ROUND_MS, World, users::key_of};
 use crate::{signatures::Signatures, vault::view::View};
 
 /// Blocks after which a coordinator gives up a batch that operators do not sign: longer than they are bound to another.
@@ -284,7 +284,7 @@ impl<C: Signatures> World<C> {
             self.counts.resubmitted = self.counts.resubmitted.saturating_add(1);
             self.give(coordinator, sequence)?;
         }
-        if self.is_given_up(coordinator, sequence, is_gone) {
+        if self.is_given_up(coordinator, sequence) {
             return self.advance(coordinator, sequence, Input::Dissolved);
         }
         let is_slow =
@@ -295,9 +295,8 @@ impl<C: Signatures> World<C> {
         Ok(())
     }
 
-    /// Whether a deposit of the batch has been neither in the chain nor in the mempool for so long that operators sign
-    /// another batch: its payment left the chain, and was forgotten.
-    fn is_given_up(&mut self, coordinator: usize, sequence: u64, is_gone: bool) -> bool {
+    /// Whether a deposit or top-up of the batch has been out of the chain for so long that operators sign another batch.
+    fn is_given_up(&mut self, coordinator: usize, sequence: u64) -> bool {
         let delay = self.place.vault.parameters().replacement_delay;
         if self.fault == Some(Fault::NeverDissolves) {
             return false;
@@ -309,20 +308,22 @@ impl<C: Signatures> World<C> {
         let Some(record) = one.records.get_mut(&sequence) else {
             return false;
         };
-        let is_missing = |outpoint: &OutPoint| {
-            self.chain.coin(outpoint).is_none() && !self.chain.is_pooled(&outpoint.txid)
-        };
-        if !is_gone
-            || !record
-                .body
-                .deposits()
-                .any(|(outpoint, _)| is_missing(outpoint))
+        let is_confirmed = |made: &Made| self.chain.confirmed_at(&made.candidate.txid).is_some();
+        let top_ups = record.made.iter().rev().find(|made| made.is_signed);
+        let top_ups = top_ups.map_or(&[][..], |made| &made.candidate.top_ups);
+        let mut spent = record
+            .body
+            .deposits()
+            .map(|(outpoint, _)| outpoint)
+            .chain(top_ups);
+        if record.made.iter().any(is_confirmed)
+            || spent.all(|outpoint| self.chain.coin(outpoint).is_some())
         {
             record.missing = None;
             return false;
         }
         let since = *record.missing.get_or_insert(height);
-        pipeline::is_forgotten(since, height, delay)
+        pipeline::is_given_up(since, height, delay)
     }
 
     /// Requests that are in no batch, in the order of their accounts and nonces.

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use bitcoin::{Amount, OutPoint};
+use bitcoin::{Amount, FeeRate, OutPoint, Weight, Wtxid, hashes::Hash as _};
+use chain::{
+    fees::FeeSettings,
+    replace::{Raise, Replaced, Signed, raise},
+    rpc::MempoolEntry,
+};
 use ledger::{Operation, SequenceNumber};
 use protocol::{
     api::BatchStatus,
@@ -13,6 +18,17 @@ use protocol::{
 
 use super::{Made, PROOF, Record, World, users::key_of};
 use crate::{signatures::Signatures, vault::place::Place};
+
+/// How coordinators price replacements.
+const FEES: FeeSettings = FeeSettings {
+    target_blocks: 2,
+    margin_percent: 0,
+    floor_sat_per_vb: 1,
+    ceiling_sat_per_vb: 200,
+    fallback_sat_per_vb: None,
+    bump_after_blocks: 2,
+    bump_percent: 25,
+};
 
 /// All that a batch transaction is made of, but its fee.
 #[derive(Clone)]
@@ -136,12 +152,12 @@ impl<C: Signatures> World<C> {
         operations.extend(self.queued(coordinator));
         operations.truncate(most);
         let sequence = SequenceNumber(head.commitment.sequence.0.saturating_add(1));
-        let transition = loop {
+        let replayed = loop {
             if operations.is_empty() {
                 return None;
             }
             match self.books.replay(&digest, &operations, sequence)? {
-                Ok(transition) => break transition,
+                Ok(replayed) => break replayed,
                 // It waits, or is never carried out: the others go on.
                 Err((index, _)) => drop(operations.remove(index.min(operations.len() - 1))),
             }
@@ -154,17 +170,16 @@ impl<C: Signatures> World<C> {
         deposits.retain(|swept| credits(&swept.outpoint));
         let next = Commitment {
             sequence,
-            supply: transition.after.supply,
-            digest: transition.digest_after().to_bytes(),
+            supply: replayed.transition.after.supply,
+            digest: replayed.after,
         };
-        let digests = transition.digests();
         Some(Draft {
             head,
             operations,
             deposits,
             top_ups: self.ripe_top_ups(&head),
             next,
-            digests: digests.iter().map(|digest| digest.to_bytes()).collect(),
+            digests: replayed.digests.clone(),
         })
     }
 
@@ -216,12 +231,28 @@ impl<C: Signatures> World<C> {
             .collect()
     }
 
-    /// The transaction with the fee that its weight asks for; `None` if the surplus does not cover it.
+    /// The transaction with the fee that its weight asks for, or that replaces what waits in the mempool; `None` if the
+    /// surplus does not cover it.
     fn price(&self, draft: &Draft) -> Option<(Candidate, Arc<BatchTransaction>)> {
         let free = draft.build(self.place, Amount::ZERO)?;
-        let vbytes = free.weight().to_vbytes_ceil();
-        let fee = Amount::from_sat(self.rate().saturating_mul(vbytes).div_ceil(1_000));
-        self.with_fee(draft, fee)
+        let raised = self.raise(draft.head.outpoint, None, free.weight())?;
+        self.with_fee(draft, raised.wanted)
+    }
+
+    /// What a transaction of that weight pays that spends this treasury, `signed` being one of the same batch.
+    fn raise(&self, treasury: OutPoint, signed: Option<Signed>, weight: Weight) -> Option<Raise> {
+        let entry = self.chain.spender(&treasury).map(|waiting| MempoolEntry {
+            wtxid: Wtxid::all_zeros(),
+            vsize: waiting.vbytes,
+            fee: Amount::from_sat(waiting.fee),
+            descendants: u64::try_from(waiting.descendants).unwrap_or(u64::MAX),
+            descendant_fees: Amount::from_sat(waiting.descendant_fees),
+            ancestors: 1,
+            time: 0,
+        });
+        let rate = FeeRate::from_sat_per_kwu(self.rate().div_ceil(4));
+        let replaced = Replaced { signed, entry };
+        raise(&replaced, weight, rate, &self.mempool(), &FEES).ok()
     }
 
     pub(super) fn with_fee(
@@ -265,27 +296,32 @@ impl<C: Signatures> World<C> {
             let candidate = last.candidate.clone();
             return self.propose(coordinator, &candidate, &body, &everybody);
         }
-        let vbytes = last.built.weight().to_vbytes_ceil();
-        // It pays for what it builds on: a deposit whose payment has left the chain again.
-        let (paid, below) = self.chain.ancestry(&last.built.unsigned);
-        let market = self
-            .rate()
-            .saturating_mul(vbytes.saturating_add(below))
-            .div_ceil(1_000)
-            .saturating_sub(paid);
-        let least = last.candidate.fee.to_sat().saturating_add(vbytes);
-        if market < least {
-            return Ok(());
-        }
+        let signed = Signed {
+            fee: last.candidate.fee,
+            weight: last.built.weight(),
+        };
+        let head = one.view.head();
         let draft = Draft {
-            head: one.view.head(),
+            head,
             operations: body.operations.clone(),
             deposits: self.swept(&last.built, &body),
             top_ups: self.topped_up(last),
             next: last.built.treasury.commitment,
             digests: body.digests.clone(),
         };
-        let Some((candidate, built)) = self.with_fee(&draft, Amount::from_sat(market)) else {
+        let free = draft.build(self.place, Amount::ZERO);
+        let weight = free.map_or(signed.weight, |free| free.weight());
+        let Some(raised) = self.raise(head.outpoint, Some(signed), weight) else {
+            return Ok(());
+        };
+        // One that miners take already is not paid for again, unless the mempool does not take it.
+        let vbytes = signed.weight.to_vbytes_ceil();
+        let market = self.rate().saturating_mul(vbytes).div_ceil(1_000);
+        let is_poor = signed.fee.to_sat().saturating_add(vbytes) <= market;
+        if !is_poor && self.chain.is_pooled(&last.candidate.txid) {
+            return Ok(());
+        }
+        let Some((candidate, built)) = self.with_fee(&draft, raised.wanted) else {
             return Ok(());
         };
         self.register(&candidate, &body, &built);
@@ -319,10 +355,17 @@ impl<C: Signatures> World<C> {
             .collect()
     }
 
+    /// The top-ups of a transaction that was built before, as far as they are deep enough still.
     fn topped_up(&self, made: &Made) -> Vec<TopUp> {
+        let needed = self.place.vault.parameters().deposit_confirmations;
+        let is_ripe = |outpoint: &OutPoint| {
+            let coin = self.chain.coin(outpoint);
+            coin.is_some_and(|coin| self.chain.confirmations(coin) >= needed)
+        };
         let inputs = made.built.unsigned.input.iter().zip(&made.built.prevouts);
         inputs
             .filter(|(input, _)| made.candidate.top_ups.contains(&input.previous_output))
+            .filter(|(input, _)| is_ripe(&input.previous_output))
             .map(|(input, prevout)| TopUp {
                 outpoint: input.previous_output,
                 value: prevout.value,

@@ -111,11 +111,10 @@ impl<C: Signatures> World<C> {
             &draft.operations,
             draft.next.sequence,
         )?;
-        let transition = replay.ok()?;
-        draft.next.supply = transition.after.supply;
-        draft.next.digest = transition.digest_after().to_bytes();
-        let digests = transition.digests();
-        draft.digests = digests.iter().map(|digest| digest.to_bytes()).collect();
+        let replayed = replay.ok()?;
+        draft.next.supply = replayed.transition.after.supply;
+        draft.next.digest = replayed.after;
+        draft.digests.clone_from(&replayed.digests);
         Some(draft)
     }
 

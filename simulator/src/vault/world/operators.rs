@@ -5,13 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use bitcoin::{BlockHash, FeeRate, OutPoint, hashes::Hash as _};
-use chain::rpc::{DEFAULT_DUST_FEE_RATE, MempoolInfo, UnspentOutput};
-use ledger::{Operation, OperationError};
-use operator::{
-    books::Recent,
-    verify::{self, Evidence, Standing},
-};
+use ledger::Operation;
 use protocol::{
     batch::{Body, Candidate},
     identity::PeerKey,
@@ -21,11 +15,10 @@ use protocol::{
 use rand::{Rng as _, seq::SliceRandom as _};
 use threshold::SignerId;
 
-use super::{Event, Fault, Message, Node, PROOF, World, text};
+use super::{Event, Fault, Message, Node, World, text};
 use crate::{
     schedule::Conduct,
     signatures::{CommitmentsOf, Lie, Request, Signatures},
-    vault::invariants::Verdict,
 };
 
 /// How long an operator verifies, at most.
@@ -422,154 +415,6 @@ impl<C: Signatures> World<C> {
             Node::Coordinator(to),
             Message::Accept(id, commitments),
         );
-    }
-
-    /// What this operator's rules say of a batch, and what may be said of its verdict.
-    fn verdict(&mut self, operator: usize, id: SessionId) -> Result<Result<(), Refusal>, String> {
-        let Some(one) = self.operators.get(operator) else {
-            return Ok(Err(Refusal::new(Rule::S12, "nobody")));
-        };
-        let Some((candidate, body)) = one.proposed.get(&id).cloned() else {
-            return Ok(Err(Refusal::new(Rule::S12, "no such batch")));
-        };
-        let evidence = self.evidence(operator, &candidate, &body);
-        let judged = verify::judge(&evidence, |body, digests| {
-            let chunks = digests.len().saturating_sub(1);
-            if body.proofs.len() == chunks && body.proofs.iter().all(|proof| proof == PROOF) {
-                Ok(())
-            } else {
-                Err(Refusal::new(Rule::S4, "a proof does not verify"))
-            }
-        });
-        let judged = judged.map(drop).or_else(|refusal| {
-            let is_dropped = self.dropped().is_some_and(|rule| rule == refusal.rule);
-            if is_dropped { Ok(()) } else { Err(refusal) }
-        });
-        if judged.is_ok() {
-            self.check_verdict(operator, &candidate, &body)?;
-            self.note(|| format!("operator {operator} finds batch {} right", candidate.txid));
-            if let Some(one) = self.operators.get_mut(operator) {
-                one.verified.insert(id);
-            }
-        }
-        Ok(judged)
-    }
-
-    /// The rule that a fault leaves out.
-    fn dropped(&self) -> Option<Rule> {
-        match self.fault? {
-            Fault::DropsS1 => Some(Rule::S1),
-            Fault::DropsS2 => Some(Rule::S2),
-            Fault::DropsS3 => Some(Rule::S3),
-            Fault::DropsS4 => Some(Rule::S4),
-            Fault::DropsS5 => Some(Rule::S5),
-            _ => None,
-        }
-    }
-
-    fn evidence(&mut self, operator: usize, candidate: &Candidate, body: &Body) -> Evidence {
-        let (digest, head, height, alarm, promise) = match self.operators.get(operator) {
-            Some(one) => (
-                one.view.digest(),
-                one.view.head(),
-                one.view.height(),
-                one.view.alarm.clone(),
-                one.signing
-                    .state
-                    .binding(candidate.sequence, candidate.parent)
-                    .cloned(),
-            ),
-            None => ([0; 32], self.truth.head(), self.truth.height(), None, None),
-        };
-        let replay = self
-            .books
-            .replay(&digest, &body.operations, body.sequence)
-            .unwrap_or(Err((0, OperationError::Overflow)));
-        let deposits = body.deposits().map(|(outpoint, _)| *outpoint);
-        let outputs = deposits
-            .chain(candidate.top_ups.iter().copied())
-            .filter_map(|outpoint| Some((outpoint, self.unspent(&outpoint)?)))
-            .collect();
-        Evidence {
-            vault: self.place.vault.clone(),
-            candidate: candidate.clone(),
-            body: body.clone(),
-            head,
-            outputs,
-            mempool: MempoolInfo {
-                size: 0,
-                min_fee_rate: FeeRate::BROADCAST_MIN,
-                min_relay_fee_rate: FeeRate::BROADCAST_MIN,
-                incremental_fee_rate: FeeRate::BROADCAST_MIN,
-                dust_fee_rate: DEFAULT_DUST_FEE_RATE,
-            },
-            replay: replay.map(|transition| (*transition).clone()),
-            standing: Standing {
-                height,
-                alarm,
-                promise,
-                decisions: Arc::default(),
-                policy: self.place.policy.clone(),
-                recent: Recent::default(),
-            },
-        }
-    }
-
-    /// As `gettxout` answers.
-    fn unspent(&self, outpoint: &OutPoint) -> Option<UnspentOutput> {
-        let coin = self.chain.coin(outpoint)?;
-        Some(UnspentOutput {
-            value: coin.output.value,
-            script_pubkey: coin.output.script_pubkey.clone(),
-            confirmations: self.chain.confirmations(coin),
-            coinbase: false,
-            best_block: BlockHash::all_zeros(),
-        })
-    }
-
-    fn check_verdict(
-        &mut self,
-        operator: usize,
-        candidate: &Candidate,
-        body: &Body,
-    ) -> Result<(), String> {
-        let Some(one) = self.operators.get(operator) else {
-            return Ok(());
-        };
-        let head = one.view.head();
-        let replay = self.books.replay(
-            &head.commitment.digest,
-            &body.operations,
-            candidate.sequence,
-        );
-        let after = match replay {
-            Some(Ok(transition)) => self
-                .books
-                .ledger(&transition.digest_after().to_bytes())
-                .cloned(),
-            _ => None,
-        };
-        let coins = body
-            .deposits()
-            .map(|(outpoint, _)| *outpoint)
-            .chain(candidate.top_ups.iter().copied())
-            .filter_map(|outpoint| {
-                let coin = self.chain.coin(&outpoint)?.clone();
-                let confirmations = self.chain.confirmations(&coin);
-                Some((outpoint, (coin, confirmations)))
-            })
-            .collect();
-        let built = self.registry.get(&candidate.txid);
-        let verdict = Verdict {
-            vault: &self.place.vault,
-            candidate,
-            body,
-            transaction: built.map(|(_, built)| &built.unsigned),
-            head,
-            coins,
-            after: after.as_deref(),
-        };
-        verdict.check().map_err(text)
     }
 
     /// A sign request arrives.
