@@ -7,6 +7,7 @@ pub mod crash_everywhere;
 mod deep_reorg;
 mod disk_full;
 mod double_spent_deposit;
+mod ending;
 mod faulty;
 mod fee_bump;
 mod kill;
@@ -18,17 +19,18 @@ mod refresh;
 mod reorg;
 mod restore;
 mod steps;
+mod stuck_deposit;
 mod total_loss;
 mod unknown_spend;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
-use bitcoin::{Address, Amount, OutPoint, Txid};
+use bitcoin::{Address, Amount};
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::api::{Page, RequestStatus};
+use protocol::api::RequestStatus;
 use wallet::{Wallet, send::SendOptions};
 
+use ending::{Holding, check, report};
 use steps::{
     deposit, mine_until, pay, until_all_alarmed, until_all_at, until_batch, until_deposits,
     until_final, until_in_mempool, until_ready,
@@ -37,7 +39,7 @@ use steps::{
 use crate::{
     crasher::Crashes,
     network::{Extras, GENESIS, LocalNetwork},
-    report::{Batch, Report},
+    report::Report,
     saboteur::Fault,
 };
 
@@ -76,6 +78,9 @@ pub enum Scenario {
     FeeBump,
     /// The basic scenario, with a further deposit in the second batch that is double-spent in a reorganisation.
     DoubleSpentDeposit,
+    /// The basic scenario, with a further deposit in the second batch whose payment leaves the chain in a reorganisation,
+    /// and is not mined again for a long time.
+    StuckDeposit,
     /// The basic scenario, with n - t operators (at most four) that accept and then never answer a sign request.
     FourSilent,
     /// The basic scenario, with n - t operators (at most four) that send wrong shares and are blamed.
@@ -122,6 +127,7 @@ impl Scenario {
             Self::MempoolEviction => "mempool-eviction",
             Self::FeeBump => "fee-bump",
             Self::DoubleSpentDeposit => "double-spent-deposit",
+            Self::StuckDeposit => "stuck-deposit",
             Self::FourSilent => "four-silent",
             Self::BadShares => "bad-shares",
             Self::SlowSigners => "slow-signers",
@@ -230,13 +236,6 @@ impl Story {
     }
 }
 
-/// What an account must hold in the end.
-struct Holding {
-    name: &'static str,
-    address: String,
-    sats: u64,
-}
-
 struct User {
     name: &'static str,
     wallet: Wallet,
@@ -329,7 +328,7 @@ pub async fn play(
         deposit(network, bob, 300_000, story).await?,
         deposit(network, carol, 200_000, story).await?,
     ];
-    let others = before_first_batch(network, scenario, story).await?;
+    let mut others = before_first_batch(network, scenario, story).await?;
     network
         .bitcoind
         .mine(network.parameters.deposit_confirmations)
@@ -343,7 +342,9 @@ pub async fn play(
     }
     between_batches(network, scenario, story).await?;
     let plot = match scenario {
-        Scenario::DoubleSpentDeposit => Some(double_spent_deposit::deposit(network, story).await?),
+        Scenario::DoubleSpentDeposit | Scenario::StuckDeposit => {
+            Some(double_spent_deposit::deposit(network, story).await?)
+        }
         _ => None,
     };
 
@@ -397,8 +398,12 @@ pub async fn play(
         .saturating_sub(80_000 + fees.withdraw_fee_sat);
     story.done("alice pays bob 50,000 sat; bob withdraws 120,000 and carol 80,000 sat");
     during_second_batch(network, scenario, story).await?;
-    if let Some(plot) = &plot {
-        double_spent_deposit::double_spend(network, plot, story).await?;
+    match &plot {
+        Some(plot) if scenario == Scenario::StuckDeposit => {
+            others.push(stuck_deposit::wait_out(network, plot, story).await?);
+        }
+        Some(plot) => double_spent_deposit::double_spend(network, plot, story).await?,
+        None => {}
     }
     until_deposits(network, &second, RequestStatus::Final, story).await?;
     for sent in [&paid, &out_bob, &out_carol] {
@@ -516,115 +521,4 @@ async fn afterwards(
         Scenario::FeeBump => fee_bump::see_confirmed(network, story).await,
         _ => Ok(()),
     }
-}
-
-/// What must hold in the end.
-async fn check(
-    network: &LocalNetwork,
-    holdings: &[Holding],
-    payouts: &[(Address, u64)],
-) -> anyhow::Result<()> {
-    let mut sum = 0_u64;
-    for holding in holdings {
-        let account = network
-            .client
-            .account(&holding.address)
-            .await?
-            .context("no account")?;
-        ensure!(
-            account.balance_sat == holding.sats,
-            "{} holds {} sat, not {}",
-            holding.name,
-            account.balance_sat,
-            holding.sats
-        );
-        sum = sum.saturating_add(account.balance_sat);
-    }
-    for (address, sats) in payouts {
-        let received: f64 = network
-            .bitcoind
-            .miner()
-            .call(
-                "getreceivedbyaddress",
-                &[serde_json::json!(address.to_string()), serde_json::json!(1)],
-            )
-            .await?;
-        let received = Amount::from_btc(received)?;
-        ensure!(
-            received == Amount::from_sat(*sats),
-            "{address} received {received}, not {sats} sat"
-        );
-    }
-    let vault = network.client.vault().await?;
-    ensure!(
-        vault.supply_sat == sum,
-        "the supply is {} sat, the balances add up to {sum}",
-        vault.supply_sat
-    );
-    let treasury: OutPoint = vault.treasury.context("no treasury")?.parse()?;
-    let output = network
-        .bitcoind
-        .rpc()
-        .unspent_output(treasury, false)
-        .await?
-        .context("treasury is not on the chain")?;
-    ensure!(
-        output.value.to_sat() == vault.treasury_sat,
-        "the chain has another treasury amount"
-    );
-    ensure!(
-        output.value.to_sat() >= vault.supply_sat,
-        "the treasury does not cover the supply"
-    );
-    Ok(())
-}
-
-async fn report(network: &LocalNetwork, scenario: Scenario) -> anyhow::Result<Report> {
-    let vault = network.client.vault().await?;
-    let mut batches = network.client.batches(&Page::default()).await?.items;
-    batches.sort_by_key(|batch| batch.sequence);
-    let (deposits, payouts) = match scenario {
-        // A withdrawal that is held comes in a batch of its own.
-        Scenario::PauseAndApprove => (2, 1),
-        // What is left of a dissolved batch does not wait for the deposits' confirmations.
-        Scenario::DoubleSpentDeposit => (0, 1),
-        // Deposits and operations come back one after the other, and may be in two batches.
-        Scenario::TotalLoss => (2, 0),
-        // Whoever dies, batches are what was at hand then.
-        Scenario::CrashEverywhere | Scenario::DiskFull => (0, 0),
-        _ => (2, 2),
-    };
-    let busy = batches.iter().any(|batch| {
-        // Treasury and deposits in; treasury, commitment and the payouts out.
-        batch.inputs > deposits && batch.outputs >= 2 + payouts
-    });
-    ensure!(
-        busy,
-        "no batch has {deposits} deposits and {payouts} withdrawals"
-    );
-    for batch in &batches {
-        let txid: Txid = batch
-            .txid
-            .clone()
-            .context("a batch without a transaction")?
-            .parse()?;
-        ensure!(
-            batch.height.is_some(),
-            "batch {} ({txid}) is not in a block",
-            batch.sequence
-        );
-    }
-    Ok(Report {
-        scenario: scenario.name().to_owned(),
-        operators: network.operators.len(),
-        threshold: vault.threshold,
-        deposits: 5,
-        transfers: 1,
-        withdrawals: 2,
-        batches: batches.iter().map(Batch::from).collect(),
-        treasury_sat: vault.treasury_sat,
-        supply_sat: vault.supply_sat,
-        pooled_batches: network.pooled_batches().await?,
-        evidence: Vec::new(),
-    })
 }

@@ -138,6 +138,11 @@ async fn a_double_spent_deposit_costs_nobody_else_anything() {
     play(Scenario::DoubleSpentDeposit, SMALL).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposit_that_no_miner_takes_again_holds_nobody_else_up() {
+    play(Scenario::StuckDeposit, SMALL).await;
+}
+
 const SPARE: Size = Size {
     operators: 5,
     threshold: 3,

@@ -2,7 +2,7 @@
 //! can't be confirmed any more, and the rest of it goes into another one.
 
 use anyhow::{Context as _, ensure};
-use bitcoin::Amount;
+use bitcoin::{Amount, OutPoint, Txid};
 use protocol::api::{BatchStatus, RequestStatus};
 use serde_json::{Value, json};
 use wallet::Wallet;
@@ -13,14 +13,16 @@ use crate::network::LocalNetwork;
 /// Bitcoin Core's wallet of the depositor.
 const WALLET: &str = "mallory";
 /// What is deposited, and what comes back by the double spend.
-const DEPOSIT: Amount = Amount::from_sat(500_000);
+pub(super) const DEPOSIT: Amount = Amount::from_sat(500_000);
 const TAKEN_BACK: Amount = Amount::from_sat(990_000);
 /// The one coin of both.
 const COIN: Amount = Amount::from_sat(1_000_000);
 
 /// A deposit, and a transaction that spends the same coin.
 pub(super) struct Plot {
-    outpoint: String,
+    pub(super) outpoint: OutPoint,
+    /// The account that it credits.
+    pub(super) account: String,
     conflict: String,
 }
 
@@ -61,10 +63,11 @@ pub(super) async fn deposit(network: &mut LocalNetwork, story: &Story) -> anyhow
     let [payment, conflict] = signed.as_slice() else {
         anyhow::bail!("two transactions")
     };
-    let txid: String = purse.call("sendrawtransaction", &[json!(payment)]).await?;
+    let txid: Txid = purse.call("sendrawtransaction", &[json!(payment)]).await?;
     story.done(format!("mallory deposits {} sat", DEPOSIT.to_sat()));
     Ok(Plot {
-        outpoint: format!("{txid}:0"),
+        outpoint: OutPoint::new(txid, 0),
+        account: mallory.address(),
         conflict: conflict.clone(),
     })
 }
@@ -81,7 +84,8 @@ pub(super) async fn double_spend(
     let old = until_batch(network, 2, BatchStatus::Confirmed).await?;
     ensure!(old.outputs >= 3, "batch 2 pays nobody");
     let signed_at = network.bitcoind.rpc().chain_info().await?.blocks;
-    let deposit = network.client.deposit(&plot.outpoint).await?;
+    let outpoint = plot.outpoint.to_string();
+    let deposit = network.client.deposit(&outpoint).await?;
     ensure!(
         deposit.status == RequestStatus::Confirmed,
         "mallory's deposit is {:?}",
@@ -97,7 +101,7 @@ pub(super) async fn double_spend(
     until_all_at(network, 1).await?;
     let reason = network
         .wait_for("the deposit's refusal", STEP, async |network| {
-            let deposit = network.client.deposit(&plot.outpoint).await?;
+            let deposit = network.client.deposit(&outpoint).await?;
             let refused = deposit.status == RequestStatus::Refused;
             Ok(deposit.reason.filter(|_| refused))
         })
