@@ -96,9 +96,13 @@ impl NoncePool {
 
     /// Takes what an operator answers in place of what it has answered before, unless entries were used in between.
     fn take(&self, signer: SignerId, asked: Question, entries: Vec<Commitments>) {
+        // Looked at now rather than when a batch waits for it.
+        let fits = |entry: &Commitments| entry.len() == POOL_PAIRS && entry.are_points();
+        if entries.len() > MAX_POOL || !entries.iter().all(fits) {
+            return;
+        }
         let mut held = self.lock();
-        let fits = |entry: &Commitments| entry.len() == POOL_PAIRS;
-        if held.uses != asked.uses || entries.len() > MAX_POOL || !entries.iter().all(fits) {
+        if held.uses != asked.uses {
             return;
         }
         if held.epoch != asked.epoch {

@@ -407,6 +407,9 @@ impl<S: Scheme> Session<S> {
                 }
                 return effects;
             }
+            if self.drop_unusable(&chosen) {
+                continue;
+            }
             let blamed = self.check_before_entry(&chosen);
             if !blamed.is_empty() {
                 effects.extend(blamed);
@@ -447,6 +450,16 @@ impl<S: Scheme> Session<S> {
         order.sort_unstable();
         let chosen = order.into_iter().take(self.needed);
         chosen.map(|(_, _, signer)| signer).collect()
+    }
+
+    /// Takes those out of the ready whose commitments are none. Those that come with an answer are looked at only here, as
+    /// most are never used. Gives whether there were any.
+    fn drop_unusable(&mut self, chosen: &BTreeSet<SignerId>) -> bool {
+        let before = self.ready.len();
+        self.ready.retain(|signer, ready| {
+            !chosen.contains(signer) || self.scheme.fits(&ready.commitments)
+        });
+        self.ready.len() < before
     }
 
     /// Looks at what these signers have answered in attempts that are still open. Gives the blames.

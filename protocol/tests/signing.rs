@@ -888,6 +888,39 @@ fn a_session_goes_on_without_the_pool_when_a_signer_does_not_have_its_entry_any_
 }
 
 #[test]
+fn commitments_that_are_no_points_keep_their_signer_out_of_the_next_attempt_and_its_share_in_this()
+{
+    let mut world = World::new();
+    let (attempt, package) = world.accept_all();
+    let chosen = signers(&package);
+    let mut said = world.say(chosen[0], attempt, &package);
+    let none = [&[2][..], &[0xFF; 32]].concat().repeat(4);
+    said.next = Commitments::try_from(none).unwrap();
+    let late = world.say(chosen[2], attempt, &package);
+    world.hear(chosen[0], said).unwrap();
+    // With the two that wait it would be enough for a second attempt.
+    let effects = world.step(Input::WaitedLongEnough).unwrap();
+    assert!(world.request(effects).is_none());
+    assert!(world.session.ready().all(|signer| *signer != chosen[0]));
+    let effects = world.answer(chosen[1], attempt, &package).unwrap();
+    let (_, second) = world.request(effects).expect("a second attempt");
+    assert!(!signers(&second).contains(&chosen[0]));
+    let effects = world.hear(chosen[2], late).unwrap();
+    assert!(world.check_signatures(&effects));
+    assert!(world.session.blamed().is_empty());
+    let mut world = World::new();
+    let from = world.ids()[0];
+    let none = [&[2][..], &[0xFF; 32]].concat().repeat(4);
+    let commitments = Commitments::try_from(none).unwrap();
+    assert_eq!(
+        world
+            .step(Input::Accepted { from, commitments })
+            .unwrap_err(),
+        Reject::Length(from)
+    );
+}
+
+#[test]
 fn the_pool_is_for_the_first_attempt_and_for_enough_signers_of_good_standing() {
     let mut world = World::new();
     let mut few = pool(&mut world);

@@ -124,11 +124,8 @@ impl Nonces {
             .commitments
             .get(&share.signer())
             .ok_or(SignError::NotInPackage)?;
-        if mine
-            .pairs()
-            .iter()
-            .eq(self.0.iter().map(SigningNonces::commitments))
-        {
+        let pairs = mine.pairs().into_iter().flatten();
+        if pairs.eq(self.0.iter().map(SigningNonces::commitments)) {
             Ok(())
         } else {
             Err(SignError::OtherCommitments)

@@ -134,7 +134,7 @@ fn rounds(bytes: &[u8]) -> Verdict {
         };
         let own = with(me.signer()).is_ok();
         assert_eq!(own, package.commitments[&me.signer()] == commitments);
-        let fits = commitments.len() == package.messages.len();
+        let fits = commitments.len() == package.messages.len() && commitments.are_points();
         assert_eq!(with(other).is_ok(), fits);
     } else {
         let Some(shares) = read_wire::<Shares>(rest) else {

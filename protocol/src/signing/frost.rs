@@ -62,7 +62,7 @@ impl Scheme for Frost {
     }
 
     fn fits(&self, commitments: &Commitments) -> bool {
-        commitments.len() == self.messages.len()
+        commitments.len() == self.messages.len() && commitments.are_points()
     }
 
     fn name(&self, commitments: &BTreeMap<SignerId, Commitments>) -> PackageHash {

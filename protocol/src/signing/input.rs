@@ -134,8 +134,8 @@ pub enum Reject {
     /// Too few signers of good standing have handed out commitments that fit.
     #[error("{0} signers have commitments in the pool, {1} are needed")]
     TooFew(usize, usize),
-    /// Commitments for another number of inputs.
-    #[error("{0} sent a wrong number of commitments")]
+    /// Commitments for another number of inputs, or some that are none.
+    #[error("{0} sent a wrong number of commitments, or some that are no points")]
     Length(SignerId),
     /// The session is over.
     #[error("the session is finished")]

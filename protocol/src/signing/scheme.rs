@@ -20,7 +20,7 @@ pub trait Scheme: Clone + fmt::Debug {
     /// Everybody who holds a share.
     fn signers(&self) -> BTreeSet<SignerId>;
 
-    /// Whether there is a commitment for each message.
+    /// Whether there is a commitment for each message, and each is one. May take time, the first time.
     fn fits(&self, commitments: &Self::Commitments) -> bool;
 
     /// Names what the signers of an attempt are asked to sign, and with whose commitments.

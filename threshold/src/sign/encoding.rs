@@ -2,7 +2,7 @@
 //! for what they decode to, in hashes too.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use frost_secp256k1_tr::round1::{NonceCommitment, SigningCommitments};
 use frost_secp256k1_tr::round2::SignatureShare;
@@ -17,12 +17,13 @@ pub(super) const PAIR_LEN: usize = 66;
 pub(super) const SHARE_LEN: usize = 32;
 
 /// Public commitments to a signer's [`Nonces`](super::Nonces), a pair per message. Decoding refuses more
-/// than [`MAX_MESSAGES`] pairs, and points that are off the curve or the identity. A clone shares its
-/// memory with the original.
+/// than [`MAX_MESSAGES`] pairs. Whether they are points is found out when it is asked for the first time: it costs a
+/// square root each, and those for a next attempt are seldom used. A clone shares its memory with the original.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "Vec<u8>")]
 pub struct Commitments {
-    pairs: Arc<[SigningCommitments]>,
+    /// `None` inside if one is no point.
+    pairs: Arc<OnceLock<Option<Arc<[SigningCommitments]>>>>,
     /// What the pairs decode from. Kept, because encoding costs two field inversions a pair.
     bytes: Arc<[u8]>,
 }
@@ -37,30 +38,41 @@ impl Commitments {
                 Some([hiding, pair.binding().serialize().ok()?].concat())
             })
             .collect::<Option<_>>()?;
-        Some(Self {
-            pairs: pairs.into(),
-            bytes: encoded.concat().into(),
-        })
+        Some(Self::known(pairs.into(), encoded.concat().into()))
+    }
+
+    fn known(pairs: Arc<[SigningCommitments]>, bytes: Arc<[u8]>) -> Self {
+        Self {
+            pairs: Arc::new(OnceLock::from(Some(pairs))),
+            bytes,
+        }
     }
 
     /// How many messages they are for.
     pub fn len(&self) -> usize {
-        self.pairs.len()
+        self.bytes.len() / PAIR_LEN
     }
 
     /// Never the case for decoded commitments.
     pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty()
+        self.bytes.is_empty()
     }
 
     /// Those for the first `count` messages; `None` if there are fewer, or none is wanted.
     pub fn first(&self, count: usize) -> Option<Self> {
-        let pairs = self.pairs.get(..count).filter(|pairs| !pairs.is_empty())?;
         let bytes = self.bytes.get(..count.checked_mul(PAIR_LEN)?)?;
-        Some(Self {
-            pairs: pairs.into(),
-            bytes: bytes.into(),
-        })
+        if bytes.is_empty() {
+            return None;
+        }
+        match self.pairs.get() {
+            Some(Some(pairs)) => Some(Self::known(pairs.get(..count)?.into(), bytes.into())),
+            _ => Some(Self::unknown(bytes.into())),
+        }
+    }
+
+    /// Whether each is a point of the curve, other than the identity, in its one encoding.
+    pub fn are_points(&self) -> bool {
+        self.pairs().is_some()
     }
 
     /// Whether these are the other ones, and perhaps more behind them.
@@ -68,8 +80,15 @@ impl Commitments {
         self.bytes.starts_with(&other.bytes)
     }
 
-    pub(super) fn pairs(&self) -> &[SigningCommitments] {
-        &self.pairs
+    fn unknown(bytes: Arc<[u8]>) -> Self {
+        Self {
+            pairs: Arc::default(),
+            bytes,
+        }
+    }
+
+    pub(super) fn pairs(&self) -> Option<&[SigningCommitments]> {
+        self.pairs.get_or_init(|| decode(&self.bytes)).as_deref()
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -95,27 +114,28 @@ impl TryFrom<Vec<u8>> for Commitments {
 
     fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
         check_count(&bytes, PAIR_LEN)?;
-        // A square root for each point: worth all processors for a large batch.
-        let pairs: Vec<SigningCommitments> = bytes
-            .par_chunks_exact(PAIR_LEN)
-            .map(|pair| {
-                let (hiding, binding) = pair.split_at(PAIR_LEN / 2);
-                Ok(SigningCommitments::new(point(hiding)?, point(binding)?))
-            })
-            .collect::<Result<_, DecodeError>>()?;
-        Ok(Self {
-            pairs: pairs.into(),
-            bytes: bytes.into(),
-        })
+        Ok(Self::unknown(bytes.into()))
     }
+}
+
+/// A square root for each point: worth all processors for a large batch.
+fn decode(bytes: &[u8]) -> Option<Arc<[SigningCommitments]>> {
+    let pairs: Vec<SigningCommitments> = bytes
+        .par_chunks_exact(PAIR_LEN)
+        .map(|pair| {
+            let (hiding, binding) = pair.split_at(PAIR_LEN / 2);
+            Some(SigningCommitments::new(point(hiding)?, point(binding)?))
+        })
+        .collect::<Option<_>>()?;
+    Some(pairs.into())
 }
 
 /// A compressed point. SEC1's compact form (tag 5), which FROST's decoder takes too, would be a second
 /// encoding of the same point.
-fn point(bytes: &[u8]) -> Result<NonceCommitment, DecodeError> {
+fn point(bytes: &[u8]) -> Option<NonceCommitment> {
     match bytes.first() {
-        Some(2 | 3) => NonceCommitment::deserialize(bytes).map_err(|_| DecodeError::Content),
-        _ => Err(DecodeError::Content),
+        Some(2 | 3) => NonceCommitment::deserialize(bytes).ok(),
+        _ => None,
     }
 }
 
@@ -195,7 +215,7 @@ pub enum DecodeError {
     /// Not a whole number of items from 1 to [`MAX_MESSAGES`].
     #[error("{0} bytes are not 1 to {MAX_MESSAGES} whole items")]
     Length(usize),
-    /// An item is no canonical point or scalar.
-    #[error("an item is not a canonical point or scalar")]
+    /// An item is no canonical scalar.
+    #[error("an item is not a canonical scalar")]
     Content,
 }

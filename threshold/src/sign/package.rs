@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use frost_secp256k1_tr::SigningPackage;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::encoding::PAIR_LEN;
@@ -62,7 +63,7 @@ pub struct Package {
 
 impl Package {
     /// Whether this is a package that `group` can sign: a threshold of its signers or more, each with
-    /// a commitment pair per message.
+    /// a commitment pair per message, of points.
     ///
     /// # Errors
     /// [`PackageError`] names the signer, where one is at fault.
@@ -86,9 +87,12 @@ impl Package {
         }
         let (have, need) = (self.commitments.len(), usize::from(group.threshold()));
         if have < need {
-            Err(PackageError::TooFew { have, need })
-        } else {
-            Ok(())
+            return Err(PackageError::TooFew { have, need });
+        }
+        let off_curve = |(_, of): &(&SignerId, &Commitments)| !of.are_points();
+        match self.commitments.par_iter().find_any(off_curve) {
+            Some((signer, _)) => Err(PackageError::NoPoint(*signer)),
+            None => Ok(()),
         }
     }
 
@@ -124,7 +128,7 @@ impl Package {
         let commitments = self
             .commitments
             .iter()
-            .map(|(id, of)| Some((id.frost(), *of.pairs().get(message)?)))
+            .map(|(id, of)| Some((id.frost(), *of.pairs()?.get(message)?)))
             .collect::<Option<_>>()?;
         Some(SigningPackage::new(commitments, &digest))
     }
@@ -149,6 +153,9 @@ pub enum PackageError {
         /// How many messages there are.
         need: usize,
     },
+    /// A commitment that is no point of the curve.
+    #[error("{0} committed to something that is no point")]
+    NoPoint(SignerId),
     /// Fewer signers than the threshold.
     #[error("{have} signers, fewer than the threshold of {need}")]
     TooFew {
