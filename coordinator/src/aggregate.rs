@@ -228,8 +228,9 @@ impl<'a> Vote<'a> {
             Weighed::Possible => self.blocked_since = None,
             Weighed::Wait { reform, .. } => {
                 let since = *self.blocked_since.get_or_insert_with(Instant::now);
-                // Whoever has given a share refuses another batch for long (S7).
-                return reform && waiting.attempts == 0 && since.elapsed() >= REFORM_AFTER;
+                return reform
+                    && refusals::others_suffice(self.roster, &waiting.promised)
+                    && since.elapsed() >= REFORM_AFTER;
             }
             Weighed::LeaveOut(left_out) => {
                 self.left_out = left_out;
@@ -263,4 +264,70 @@ fn take_report(mut record: BatchRecord, report: &Report) -> BatchRecord {
         record.attempts = *attempts;
     }
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{message::Rule, roster::Member};
+    use threshold::SignerId;
+
+    use super::*;
+
+    /// Three of five.
+    fn roster() -> Roster {
+        let member = |n: u8| Member {
+            name: format!("operator-{n}"),
+            key: PeerKey([n; 32]),
+            founding_key: None,
+            addresses: Vec::new(),
+        };
+        Roster {
+            threshold: 3,
+            operators: (1..=5).map(member).collect(),
+            coordinators: Vec::new(),
+            attestation: Default::default(),
+        }
+    }
+
+    /// All refuse the fee; an attempt has begun all the same, with nonces from the pool, and so many of its signers may
+    /// have given a share.
+    fn is_lost(promised: usize, since: Duration) -> bool {
+        let (roster, live) = (roster(), watch::Sender::new(Live::default()));
+        let mut vote = Vote {
+            live: &live,
+            roster: &roster,
+            sequence: 1,
+            operations: BTreeSet::new(),
+            left_out: BTreeMap::new(),
+            blocked_since: Instant::now().checked_sub(since),
+        };
+        let refusal = Refusal::new(Rule::S5, "fee");
+        let refusals: Vec<_> = roster
+            .operators
+            .iter()
+            .map(|member| (member.key, refusal.clone()))
+            .collect();
+        let signers: BTreeSet<SignerId> = roster.operators.iter().map(Member::signer).collect();
+        let waiting = Waiting {
+            needed: 3,
+            attempts: 1,
+            ready: BTreeSet::new(),
+            pending: signers.iter().map(|signer| (*signer, 1)).take(3).collect(),
+            declined: BTreeMap::new(),
+            promised: signers.into_iter().take(promised).collect(),
+            unheard: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            blamed: BTreeSet::new(),
+        };
+        vote.is_lost(&refusals, &waiting)
+    }
+
+    #[test]
+    fn a_batch_refused_for_its_fee_is_formed_anew_though_the_pool_has_begun_an_attempt() {
+        assert!(!is_lost(0, Duration::ZERO));
+        assert!(is_lost(0, REFORM_AFTER));
+        assert!(is_lost(2, REFORM_AFTER));
+        // Those who have given a share refuse another batch, and the others are too few.
+        assert!(!is_lost(3, REFORM_AFTER));
+    }
 }

@@ -180,7 +180,7 @@ async fn sign(
         |refusals, waiting| vote.is_lost(refusals, waiting),
     )
     .await;
-    let (attempts, why) = (vote.attempts, vote.why);
+    let (is_promised, why) = (vote.is_promised, vote.why);
     let Some(report) = report else {
         // Shutdown, a block has one of its transactions, or the shares are of a new epoch.
         return Ok(false);
@@ -209,8 +209,8 @@ async fn sign(
                 None
             };
             let reason = format!("a miner fee of {fee} is not signed: {why}");
-            // Where nobody was asked for a share of it, the next one may pay less.
-            let bump = (attempts > 0).then_some(Bump { candidate, top_ups });
+            // Where nobody can have given a share of it, the next one may pay less.
+            let bump = is_promised.then_some(Bump { candidate, top_ups });
             fail(pipeline, &record, reason, refused, bump).await?;
             Ok(false)
         }
@@ -311,6 +311,10 @@ struct Vote {
     begun: Instant,
     blocked_since: Option<Instant>,
     attempts: u32,
+    /// A session that begins anew counts from 1 again, and has forgotten who has answered.
+    has_begun_anew: bool,
+    /// Whether somebody may have given a share of it.
+    is_promised: bool,
     why: String,
 }
 
@@ -324,14 +328,17 @@ impl Vote {
             begun: Instant::now(),
             blocked_since: None,
             attempts: 0,
+            has_begun_anew: false,
+            is_promised: false,
             why: String::new(),
         }
     }
 
     /// Whether it is given up for this block.
     fn is_lost(&mut self, refusals: &[(PeerKey, Refusal)], waiting: &Waiting) -> bool {
-        // A session that begins anew counts from 1 again.
-        self.attempts = self.attempts.max(waiting.attempts);
+        self.has_begun_anew |= waiting.attempts < self.attempts;
+        self.attempts = waiting.attempts;
+        self.is_promised = self.has_begun_anew || !waiting.promised.is_empty();
         let why = match refusals::weigh(&self.roster, refusals, &self.operations) {
             Weighed::Possible => None,
             Weighed::Wait { reason, .. } => Some(reason),

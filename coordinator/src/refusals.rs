@@ -16,6 +16,7 @@ use protocol::{
     message::{Refusal, Rule},
     roster::Roster,
 };
+use threshold::SignerId;
 
 /// Longest reason kept with a request, in bytes.
 const MAX_REASON_BYTES: usize = 600;
@@ -103,6 +104,14 @@ pub fn weigh(
     Weighed::LeaveOut(left_out.collect())
 }
 
+/// Whether a batch formed anew can be signed though these may have given a share for the one before: whoever has refuses
+/// another for long (S7). With enough of them that one may be signed yet.
+pub fn others_suffice(roster: &Roster, promised: &BTreeSet<SignerId>) -> bool {
+    let needed = usize::from(roster.threshold);
+    let others = roster.operators.len().saturating_sub(promised.len());
+    promised.len() < needed && others >= needed
+}
+
 /// What those name who are not set aside: `aside` refusals may stand and the batch is signed all the same.
 fn heeded(refusals: &[(PeerKey, Refusal)], aside: usize) -> BTreeSet<OperationId> {
     let mut naming: Vec<&[OperationId]> = refusals
@@ -187,6 +196,19 @@ mod tests {
             Weighed::LeaveOut(left_out) => left_out,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_batch_is_formed_anew_only_if_those_who_have_promised_nothing_can_sign_it() {
+        let promised = |count: u8| (1..=count).map(|n| SignerId::derive(&[n; 32])).collect();
+        assert!(others_suffice(&roster(), &promised(0)));
+        assert!(others_suffice(&roster(), &promised(2)));
+        assert!(!others_suffice(&roster(), &promised(3)));
+        // With enough to sign it as it is, however many others there are.
+        let mut few = roster();
+        few.threshold = 2;
+        assert!(!others_suffice(&few, &promised(2)));
+        assert!(others_suffice(&few, &promised(1)));
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub struct Session<S: Scheme = Frost> {
     /// Those of the pending whom the request may not have reached.
     unreached: BTreeSet<SignerId>,
     declined: BTreeMap<SignerId, Refusal>,
+    /// Those who have answered, or may have before they accepted anew.
+    answered: BTreeSet<SignerId>,
     round: u32,
     renewals: BTreeMap<SignerId, Renewals>,
     attempts: BTreeMap<u32, Attempt<S>>,
@@ -132,6 +134,7 @@ impl<S: Scheme> Session<S> {
             pending: BTreeMap::new(),
             unreached: BTreeSet::new(),
             declined: BTreeMap::new(),
+            answered: BTreeSet::new(),
             round: 0,
             renewals: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -214,6 +217,9 @@ impl<S: Scheme> Session<S> {
             // Its nonces of that attempt are gone, or its answer is still on the way: the signer can tell
             // neither by this message, and is asked in another attempt either way.
             self.renew(from)?;
+            if !self.declined.contains_key(&from) {
+                self.answered.insert(from);
+            }
             self.settle(from);
         } else if self.is_used(from, &commitments) {
             return Err(Reject::Stale(from));
@@ -287,6 +293,7 @@ impl<S: Scheme> Session<S> {
         let next = self.scheme.next(&answer).clone();
         let has_right_length = self.scheme.has_right_length(&answer);
         attempt.answers.insert(from, answer);
+        self.answered.insert(from);
         let culprits = if !has_right_length {
             BTreeSet::from([from])
         } else if attempt.is_complete() {

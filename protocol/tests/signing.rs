@@ -888,6 +888,47 @@ fn a_session_goes_on_without_the_pool_when_a_signer_does_not_have_its_entry_any_
 }
 
 #[test]
+fn whoever_refuses_what_the_pool_asks_has_promised_nothing() {
+    let mut world = World::new();
+    let entries = pool(&mut world);
+    let effects = world.step(Input::Pooled(entries)).unwrap();
+    let (attempt, package) = pooled(&world, &effects).unwrap();
+    let asked = signers(&package);
+    assert_eq!(
+        world.session.promised(),
+        asked.iter().copied().collect::<BTreeSet<_>>()
+    );
+    let refusal = Refusal::new(Rule::S5, "fee");
+    let declined = Input::Lost {
+        from: asked[0],
+        attempt,
+        refusal: Some(refusal.clone()),
+    };
+    world.step(declined).unwrap();
+    let refused = Input::Refused {
+        from: asked[1],
+        refusal,
+    };
+    world.step(refused).unwrap();
+    assert_eq!(world.session.promised(), BTreeSet::from([asked[2]]));
+    // A share stays one when its signer refuses later.
+    world.answer(asked[2], attempt, &package).unwrap();
+    let refused = Input::Refused {
+        from: asked[2],
+        refusal: Refusal::new(Rule::S5, "fee"),
+    };
+    world.step(refused).unwrap();
+    assert_eq!(world.session.promised(), BTreeSet::from([asked[2]]));
+    // Who accepts anew without a word about the request may have answered it; who has refused it has not.
+    world.accept(asked[0]).unwrap();
+    world.accept(asked[1]).unwrap();
+    assert_eq!(
+        world.session.promised(),
+        BTreeSet::from([asked[1], asked[2]])
+    );
+}
+
+#[test]
 fn commitments_that_are_no_points_keep_their_signer_out_of_the_next_attempt_and_its_share_in_this()
 {
     let mut world = World::new();

@@ -85,6 +85,14 @@ impl<S: Scheme> Session<S> {
             .collect()
     }
 
+    /// Signers that may have given a share: those who have answered, and those who were asked and have not refused.
+    pub fn promised(&self) -> BTreeSet<SignerId> {
+        let asked = self.pending.keys().filter(|signer| {
+            !self.declined.contains_key(signer) && !self.refused.contains_key(signer)
+        });
+        asked.chain(&self.answered).copied().collect()
+    }
+
     /// What keeps the session from its end; `None` when it has ended.
     pub fn waiting(&self) -> Option<Waiting> {
         if self.finished.is_some() {
@@ -102,6 +110,7 @@ impl<S: Scheme> Session<S> {
             ready: self.ready.keys().copied().collect(),
             pending: self.pending.clone(),
             declined: self.declined.clone(),
+            promised: self.promised(),
             unheard: unheard.copied().collect(),
             refused: self.refused.clone(),
             blamed: self.blamed.clone(),

@@ -19,6 +19,8 @@ pub struct Waiting {
     pub pending: BTreeMap<SignerId, u32>,
     /// Those of the pending that have refused that request.
     pub declined: BTreeMap<SignerId, Refusal>,
+    /// Signers that may have given a share, and are bound by it (S7).
+    pub promised: BTreeSet<SignerId>,
     /// Signers from whom nothing usable has been heard.
     pub unheard: BTreeSet<SignerId>,
     /// Signers that will not sign this at all.
