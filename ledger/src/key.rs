@@ -63,6 +63,11 @@ impl AccountKey {
         Ok(Self(point))
     }
 
+    /// A point that is known to be a checked key: see [`crate::Ledger::from_stored`].
+    pub(crate) fn from_known_point(point: EdwardsAffine) -> Self {
+        Self(point)
+    }
+
     /// The canonical encoding.
     pub fn to_bytes(&self) -> [u8; KEY_BYTES] {
         compress(&self.0)

@@ -33,7 +33,10 @@ pub use encoding::{DecodeError, Digest};
 pub use index::{AccountIndex, OperationId, SequenceNumber, VaultId};
 pub use key::{AccountKey, AccountSecret, AddressError, Signature};
 pub use operation::{Operation, TransferRequest, WithdrawRequest};
-pub use replay::{Account, Ledger, LedgerError, OperationError, RevertError, State};
+pub use replay::{
+    Account, Ledger, LedgerError, OperationError, Replayed, RevertError, State, StoredAccount,
+    StoredError,
+};
 pub use script::{ScriptError, check_output_script};
 pub use statement::{CHUNK_ROWS, ChunkInputs, ChunkInputsError, chunk_count, chunk_inputs};
 pub use transition::{ChunkWitness, LeafUpdate, Totals, Transition};

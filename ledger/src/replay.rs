@@ -3,6 +3,9 @@
 //! Each operation is planned first, against the ledger as it is, and only then written: a refused one leaves
 //! no trace. A batch is all or nothing.
 
+mod stored;
+mod whole;
+
 use std::collections::HashMap;
 
 use bitcoin::Amount;
@@ -15,7 +18,11 @@ use crate::{
     poseidon::Native,
     script::ScriptError,
     statement::{self, Kind, Row, commitment_start, split_chunks},
+    tree::MIN_HASHES_A_CORE,
 };
+
+pub use stored::{StoredAccount, StoredError};
+pub use whole::Replayed;
 
 /// One account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -503,13 +510,7 @@ impl Ledger {
                     let path = self.tree.path(index);
                     let written = self.tree.set(index, after.leaf());
                     debug_assert!(written, "plans name used leaves or the first unused one");
-                    match self.accounts.get_mut(index.0 as usize) {
-                        Some(account) => *account = after,
-                        None => {
-                            self.accounts.push(after);
-                            self.by_key.insert(after.key, index);
-                        }
-                    }
+                    self.put(index, after);
                     LeafUpdate {
                         row,
                         signature,
@@ -540,12 +541,20 @@ impl Ledger {
         }
     }
 
+    /// Writes an account, at a used index or the first unused one, and leaves the tree alone.
+    fn put(&mut self, index: AccountIndex, after: Account) {
+        match self.accounts.get_mut(index.0 as usize) {
+            Some(account) => *account = after,
+            None => {
+                self.accounts.push(after);
+                self.by_key.insert(after.key, index);
+            }
+        }
+    }
+
     /// Puts back what the transition's chunks and some more updates changed.
     fn undo(&mut self, transition: &Transition, more: &[LeafUpdate]) {
         let len = transition.accounts_before as usize;
-        for account in self.accounts.drain(len.min(self.accounts.len())..) {
-            self.by_key.remove(&account.key);
-        }
         // The first update of a leaf says what it was.
         let mut first: HashMap<AccountIndex, Account> = HashMap::new();
         for update in transition.updates().chain(more) {
@@ -553,19 +562,32 @@ impl Ledger {
                 first.entry(update.index).or_insert(before);
             }
         }
-        for (index, before) in &first {
+        let first: Vec<(AccountIndex, Account)> = first.into_iter().collect();
+        self.put_back(len, &first, transition.before.supply);
+        self.tree.restore(len, leaves(&first));
+    }
+
+    /// Back to the first `len` accounts, with some of them replaced, and to a supply; leaves the tree alone.
+    fn put_back(&mut self, len: usize, replaced: &[(AccountIndex, Account)], supply: Amount) {
+        for account in self.accounts.drain(len.min(self.accounts.len())..) {
+            self.by_key.remove(&account.key);
+        }
+        for (index, before) in replaced {
             if let Some(account) = self.accounts.get_mut(index.0 as usize) {
                 *account = *before;
             }
         }
-        self.tree.restore(
-            len,
-            first
-                .into_iter()
-                .map(|(index, before)| (index, before.leaf())),
-        );
-        self.supply = transition.before.supply.to_sat();
+        self.supply = supply.to_sat();
     }
+}
+
+/// The leaves of some accounts, hashed on all cores where there are many.
+fn leaves(accounts: &[(AccountIndex, Account)]) -> Vec<(AccountIndex, Digest)> {
+    accounts
+        .par_iter()
+        .with_min_len(MIN_HASHES_A_CORE)
+        .map(|(index, account)| (*index, account.leaf()))
+        .collect()
 }
 
 /// Balance and supply after a row.

@@ -21,6 +21,9 @@ pub const ARITY: usize = 4;
 /// Leaves at most: 2^24.
 pub const CAPACITY: usize = ARITY.pow(DEPTH as u32);
 
+/// Fewer hashes are not spread over cores: handing them out would cost more.
+pub(crate) const MIN_HASHES_A_CORE: usize = 64;
+
 /// Roots of empty subtrees, by height; an unused leaf is 0.
 static EMPTY: LazyLock<[Field; DEPTH + 1]> = LazyLock::new(|| {
     let mut empty = [Field::zero(); DEPTH + 1];
@@ -188,7 +191,7 @@ impl Tree {
         true
     }
 
-    /// Back to the first `len` leaves, with some of them replaced; hashes each node above them once.
+    /// To `len` leaves, with some of the first of them replaced or, in order, appended; hashes each node above them once.
     pub(crate) fn restore(
         &mut self,
         len: usize,
@@ -209,8 +212,14 @@ impl Tree {
         }
         for height in 1..=self.height {
             dirty = dirty.into_iter().map(|at| at / ARITY).collect();
-            for &at in &dirty {
-                self.recompute(height, at);
+            let parents: Vec<usize> = dirty.iter().copied().collect();
+            let nodes: Vec<Field> = parents
+                .par_iter()
+                .with_min_len(MIN_HASHES_A_CORE)
+                .map(|&at| self.parent(height, at))
+                .collect();
+            for (at, node) in parents.into_iter().zip(nodes) {
+                self.put(height, at, node);
             }
         }
     }
@@ -231,9 +240,15 @@ impl Tree {
         }
     }
 
-    fn recompute(&mut self, height: usize, at: usize) {
+    /// What the node at a place must be.
+    fn parent(&self, height: usize, at: usize) -> Field {
         let children = array::from_fn(|i| self.node(height - 1, at * ARITY + i));
-        self.put(height, at, node(&mut Native, children));
+        node(&mut Native, children)
+    }
+
+    fn recompute(&mut self, height: usize, at: usize) {
+        let node = self.parent(height, at);
+        self.put(height, at, node);
     }
 }
 
