@@ -5,9 +5,11 @@
 //! ```text
 //! genesis treasury --batch 1--> treasury --batch 2--> treasury ...   from blocks (take)
 //!      ledger 0    --body 1-->  ledger 1 --body 2-->  ledger 2 ...   from kept bodies (catch_up)
+//!                                  '--> accounts on disk, some batches behind (snapshot)
 //! ```
 
 mod adopt;
+mod snapshot;
 mod trail;
 
 use std::{collections::VecDeque, sync::Arc};
@@ -17,7 +19,7 @@ use chain::{
     follow::{ChainEvent, Step},
     position::Position,
 };
-use ledger::{Ledger, Operation, OperationError, SequenceNumber, Transition};
+use ledger::{Ledger, Operation, OperationError, Replayed, SequenceNumber, Transition};
 use protocol::{
     batch::{Body, BodyError, BodyHash, Candidate},
     transaction::{Commitment, Treasury},
@@ -28,6 +30,7 @@ use storage::{Changes, ColumnName, CommitError, Direction, ReadError, Store, Tab
 
 use crate::displaced::{DISPLACED, DisplacedSet, Lost};
 
+pub use snapshot::{ACCOUNTS, SNAPSHOT, Snapshot, settle};
 pub use trail::Trail;
 
 /// Encoded bodies by their hash. Kept forever.
@@ -45,7 +48,7 @@ const STOLEN: Table<(), (Txid, u32)> = Table::new("stolen", 1);
 /// Why this node does not go on (S14); somebody has to look first.
 pub const ALARM: Table<(), String> = Table::new("alarm", 1);
 /// All tables that [`History`] and [`crate::certificate`] need.
-pub const TABLES: [ColumnName; 10] = [
+pub const TABLES: [ColumnName; 12] = [
     BODIES.name(),
     CANDIDATES.name(),
     CONFIRMED.name(),
@@ -53,13 +56,15 @@ pub const TABLES: [ColumnName; 10] = [
     TOP.name(),
     STOLEN.name(),
     ALARM.name(),
+    ACCOUNTS.name(),
+    SNAPSHOT.name(),
     DISPLACED.name(),
     crate::certificate::CERTIFICATE.name(),
     crate::certificate::EPOCH.name(),
 ];
 
-/// Transitions kept in memory to undo batches; a deeper reorganisation replays from genesis.
-const MAX_UNDO: usize = 16;
+/// Batches that can be undone in memory; a deeper reorganisation replays from genesis.
+pub const MAX_UNDO: usize = 16;
 
 /// A batch in the best chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,13 +170,13 @@ pub struct History {
     ledger: Ledger,
     /// Batches that the ledger has applied; at most as many as are in the trail.
     applied: usize,
-    undo: VecDeque<Transition>,
+    undo: VecDeque<Replayed>,
     displaced: DisplacedSet,
 }
 
 impl History {
-    /// Opens the history and replays the kept batches. `start` is the first block to look at when
-    /// nothing is stored yet: any height from the genesis on, and none after the first batch.
+    /// Opens the history: the ledger from its snapshot on disk, then the kept batches that follow. `start` is the first
+    /// block to look at when nothing is stored yet: any height from the genesis on, and none after the first batch.
     ///
     /// # Errors
     /// [`HistoryError`].
@@ -210,6 +215,7 @@ impl History {
             undo: VecDeque::new(),
             displaced,
         };
+        history.start_over();
         history.catch_up()?;
         Ok(history)
     }
@@ -303,7 +309,7 @@ impl History {
         if let Err(error) = self.ledger.revert(&transition) {
             // Can't happen right after an apply. If it did, the ledger would be wrong: rebuild it.
             tracing::error!(%error, "a previewed batch could not be taken back; replaying the history");
-            self.rebuild();
+            self.start_over();
         }
         Ok(transition)
     }
@@ -361,21 +367,41 @@ impl History {
             };
             let commitment = next.treasury.commitment;
             let sequence = commitment.sequence.0;
-            let transition = self
+            let replayed = self
                 .ledger
-                .apply_batch(&body.operations, &self.vault.id(), commitment.sequence)
+                .replay(&body.operations, &self.vault.id(), commitment.sequence)
                 .map_err(|(index, error)| HistoryError::Operation(sequence, index, error))?;
-            let digest = self.ledger.digest().to_bytes();
-            if digest != commitment.digest || self.ledger.supply() != commitment.supply {
+            if !is_committed_to(&replayed, &commitment) {
                 return Err(HistoryError::Digest(sequence));
             }
-            self.applied = self.applied.saturating_add(1);
-            self.undo.push_back(transition);
-            if self.undo.len() > MAX_UNDO {
-                self.undo.pop_front();
-            }
+            self.follow(replayed)?;
         }
         Ok(())
+    }
+
+    /// Counts the batch that the ledger has just replayed. What can't be undone any more goes to disk.
+    fn follow(&mut self, replayed: Replayed) -> Result<(), HistoryError> {
+        self.applied = self.applied.saturating_add(1);
+        self.undo.push_back(replayed);
+        if self.undo.len() > MAX_UNDO
+            && let Some(settled) = self.undo.pop_front()
+        {
+            let left = self.undo.len().saturating_add(1);
+            let sequence = SequenceNumber(number(self.applied.saturating_sub(left)));
+            let mut changes = Changes::new();
+            settle(&mut changes, sequence, &settled);
+            self.store.commit(changes)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a batch back that the ledger has just replayed and that does not count.
+    fn take_back(&mut self, replayed: &Replayed) {
+        if let Err(error) = self.ledger.take_back(replayed) {
+            // As in [`Self::replay`].
+            tracing::error!(%error, "a batch could not be taken back; replaying the history");
+            self.start_over();
+        }
     }
 
     /// The body of a confirmed batch, if it is kept.
@@ -400,21 +426,41 @@ impl History {
             let undone = self
                 .undo
                 .pop_back()
-                .is_some_and(|transition| self.ledger.revert(&transition).is_ok());
+                .is_some_and(|batch| self.ledger.take_back(&batch).is_ok());
             if !undone {
-                self.rebuild();
+                self.start_over();
                 return;
             }
             self.applied = self.applied.saturating_sub(1);
         }
     }
 
-    /// Starts over; [`Self::catch_up`] does the rest.
-    fn rebuild(&mut self) {
-        self.ledger = Ledger::new();
-        self.applied = 0;
+    /// Back to the snapshot, or to the genesis if it is of no use; [`Self::catch_up`] does the rest.
+    fn start_over(&mut self) {
         self.undo.clear();
+        let loaded = snapshot::load(&self.store, &self.trail).unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "the ledger's snapshot is of no use; replaying all batches"
+            );
+            None
+        });
+        (self.ledger, self.applied) = match loaded {
+            Some((ledger, sequence)) => {
+                // As many batches as the trail has at least.
+                let applied = usize::try_from(sequence.0).unwrap_or(usize::MAX);
+                (ledger, applied)
+            }
+            None => (Ledger::new(), 0),
+        };
     }
+}
+
+/// Whether a batch has led to the state that a transaction commits to.
+fn is_committed_to(replayed: &Replayed, commitment: &Commitment) -> bool {
+    replayed.after.digest().to_bytes() == commitment.digest
+        && replayed.after.supply == commitment.supply
 }
 
 fn put_or_delete<T: Serialize + serde::de::DeserializeOwned>(

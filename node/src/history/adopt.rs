@@ -6,7 +6,7 @@ use protocol::{
     transaction::{self, BatchPlan, BatchTransaction, Swept, TopUp, Treasury},
 };
 
-use super::{Confirmed, History, HistoryError};
+use super::{Confirmed, History, HistoryError, is_committed_to};
 
 impl History {
     /// Takes a batch that a peer has sent, if it is the first one that the history misses: replayed on the
@@ -34,20 +34,24 @@ impl History {
         if decoded.sequence != sequence || decoded.vault != candidate.vault {
             return Ok(false);
         }
-        let Ok(transition) = self.replay(&decoded.operations, sequence) else {
+        let operations = &decoded.operations;
+        let Ok(replayed) = self.ledger.replay(operations, &self.vault.id(), sequence) else {
             return Ok(false);
         };
-        let commitment = confirmed.treasury.commitment;
-        if transition.after.supply != commitment.supply
-            || transition.digest_after().to_bytes() != commitment.digest
-        {
-            return Ok(false);
-        }
         let parent = self.parent(sequence);
-        if !parent.is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed)) {
-            return Ok(false);
+        let is_it = is_committed_to(&replayed, &confirmed.treasury.commitment)
+            && parent
+                .is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed));
+        let kept = if is_it {
+            super::keep(&self.store, candidate, body)
+        } else {
+            Ok(())
+        };
+        if !is_it || kept.is_err() {
+            self.take_back(&replayed);
+            return Ok(kept.map(|()| false)?);
         }
-        super::keep(&self.store, candidate, body)?;
+        self.follow(replayed)?;
         self.catch_up()?;
         Ok(true)
     }
