@@ -1,15 +1,15 @@
 //! Stage 1: finds payments to deposit addresses and to the vault in this node's own blocks, and queues
 //! a deposit once it has its confirmations.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use bitcoin::{Block, OutPoint, ScriptBuf, XOnlyPublicKey};
+use bitcoin::{Block, OutPoint, ScriptBuf};
 use chain::{follow::ChainEvent, scan};
 use ledger::Operation;
 use node::clock::now_ms;
 use protocol::{
     api::RequestStatus,
-    deposit::{DepositTerms, TermsHash},
+    deposit::DepositTerms,
     parameters::{COINBASE_MATURITY, Parameters},
     transaction::TopUp,
     vault::Vault,
@@ -18,38 +18,16 @@ use storage::{Changes, Direction, ReadError, Store};
 
 use crate::{
     events,
-    live::Watched,
     queue::{self, enqueue},
     records::{
         DEPOSITS, DEPOSITS_OF, DepositRecord, Progress, Request, TERMS, TOP_UPS, TopUpRecord,
         UNRIPE,
     },
-    top_up,
+    terms, top_up,
 };
 
 /// Unripe deposits looked at after one block.
 const MAX_RIPENING: usize = 10_000;
-
-/// Scripts of all addresses that were shown, from the stored terms.
-///
-/// # Errors
-/// A damaged database.
-pub fn load_watched(
-    store: &Store,
-    group: &XOnlyPublicKey,
-) -> Result<HashMap<ScriptBuf, TermsHash>, ReadError> {
-    let mut watched = HashMap::new();
-    for row in store.iter(&TERMS, .., Direction::Forward, usize::MAX)? {
-        let (hash, terms) = row?;
-        match terms.address(group) {
-            Ok(address) => {
-                watched.insert(address.script_pubkey, TermsHash(hash));
-            }
-            Err(error) => tracing::error!(%error, "stored terms give no address"),
-        }
-    }
-    Ok(watched)
-}
 
 /// The ledger operation that credits a deposit; `None` when it is too small.
 pub fn operation(record: &DepositRecord, terms: &DepositTerms) -> Option<Operation> {
@@ -67,14 +45,13 @@ pub fn operation(record: &DepositRecord, terms: &DepositTerms) -> Option<Operati
 /// A damaged database.
 pub fn take(
     store: &Store,
-    watched: &Watched,
     vault: &Vault,
     event: &ChainEvent,
     changes: &mut Changes,
 ) -> Result<(), ReadError> {
     match event {
         ChainEvent::Connected { height, block, .. } => {
-            find(store, watched, vault, *height, block, changes)?;
+            find(store, vault, *height, block, changes)?;
             ripen(store, vault.parameters(), *height, changes)
         }
         ChainEvent::Disconnected { height, .. } => forget(store, *height, changes),
@@ -83,17 +60,13 @@ pub fn take(
 
 fn find(
     store: &Store,
-    watched: &Watched,
     vault: &Vault,
     height: u32,
     block: &Block,
     changes: &mut Changes,
 ) -> Result<(), ReadError> {
     let now = now_ms();
-    let scripts: HashMap<ScriptBuf, TermsHash> = match watched.read() {
-        Ok(watched) => watched.clone(),
-        Err(poisoned) => poisoned.into_inner().clone(),
-    };
+    let scripts = terms::paid_in(store, block)?;
     let set: HashSet<ScriptBuf> = scripts.keys().cloned().collect();
     for output in scan::find_deposits(block, &set) {
         let Some(hash) = scripts.get(&output.script_pubkey) else {

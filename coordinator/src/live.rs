@@ -1,15 +1,11 @@
 //! What is known right now, for the API and for whoever waits: a copy in a `watch` channel, and the
 //! history behind a lock that is held for as long as a look takes.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, RwLock},
-};
+use std::sync::{Arc, RwLock};
 
-use bitcoin::{Amount, ScriptBuf};
+use bitcoin::Amount;
 use node::history::History;
 use protocol::{
-    deposit::TermsHash,
     identity::PeerKey,
     message::Refusal,
     parameters::Parameters,
@@ -23,9 +19,6 @@ use crate::{copies::Copies, terms::Shown};
 
 /// The confirmed history, once there is a genesis. Writers: the pipeline only.
 pub type SharedHistory = Arc<RwLock<Option<History>>>;
-
-/// Scripts of deposit addresses that were shown to somebody, and of which terms.
-pub type Watched = Arc<RwLock<HashMap<ScriptBuf, TermsHash>>>;
 
 /// What is known now.
 #[derive(Clone, Debug, Default)]
@@ -63,8 +56,6 @@ pub struct Reader {
     pub live: watch::Receiver<Live>,
     /// The confirmed history.
     pub history: SharedHistory,
-    /// Scripts of deposit addresses; a new one goes in before its address is shown.
-    pub watched: Watched,
     /// The agreed parameters.
     pub parameters: Arc<Parameters>,
     /// The agreed roster.

@@ -45,9 +45,9 @@ use crate::{
     queue::{self, AcceptError},
     records::{
         BATCHES, BatchRecord, DEPOSITS, DEPOSITS_OF, DepositRecord, OPERATIONS, OperationRecord,
-        PROVE, Progress, Request, TERMS, TOP_UPS,
+        PROVE, Progress, Request, TOP_UPS,
     },
-    top_up,
+    terms, top_up,
 };
 
 /// How often what is missing is looked for.
@@ -426,7 +426,10 @@ impl Rebuilder {
                         progress: Progress::new(RequestStatus::Received, now),
                     });
                     done(&mut record.progress);
-                    changes.put(&TERMS, &terms.hash().0, terms);
+                    match terms.address(&self.vault.group_key()) {
+                        Ok(address) => terms::put(changes, &address),
+                        Err(error) => tracing::error!(%error, "confirmed terms give no address"),
+                    }
                     changes.put(&DEPOSITS_OF, &(terms.account.to_bytes(), *outpoint), &());
                     events::put_deposit(changes, before.as_ref(), &record);
                 }

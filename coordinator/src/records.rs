@@ -18,6 +18,10 @@ use threshold::GroupInfo;
 
 /// Deposit terms that were shown to somebody, by their hash.
 pub const TERMS: Table<[u8; 32], DepositTerms> = Table::new("terms", 1);
+/// Hash of the terms behind each address that was shown, by its output key: what blocks are searched for.
+pub const WATCHED: Table<[u8; 32], [u8; 32]> = Table::new("watched", 1);
+/// All of [`TERMS`] are in [`WATCHED`]; earlier releases wrote the terms only.
+pub const WATCHED_ALL: Table<(), ()> = Table::new("watched_all", 1);
 /// How many of the terms each other node has handed on.
 pub const TERMS_FROM: Table<[u8; 32], u64> = Table::new("terms_from", 1);
 /// Deposits seen on the chain.
@@ -100,6 +104,8 @@ pub const CONFIRM: QueueDef<BatchKey, u64> = QueueDef::new("confirm", 1)
 pub fn columns() -> Vec<ColumnName> {
     let mut columns = vec![
         TERMS.name(),
+        WATCHED.name(),
+        WATCHED_ALL.name(),
         TERMS_FROM.name(),
         DEPOSITS.name(),
         DEPOSITS_OF.name(),

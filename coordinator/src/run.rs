@@ -38,12 +38,12 @@ use crate::{
     events,
     genesis::Founding,
     gossip::Sessions,
-    live::{Live, Reader, SharedHistory, Watched},
+    live::{Live, Reader, SharedHistory},
     pipeline::{Pipeline, StageError, commit},
     pool::{self, NoncePool},
     prove, rebuild, records,
     settings::Settings,
-    terms::Shown,
+    terms::{self, Shown},
 };
 
 /// The pipeline looks for work at least this often.
@@ -94,7 +94,6 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         settings.copies,
         others.len()
     );
-    let watched = Watched::default();
     let live = watch::Sender::new(Live {
         phase: "starting".into(),
         ..Live::default()
@@ -103,14 +102,13 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         store: store.clone(),
         live: live.subscribe(),
         history: SharedHistory::default(),
-        watched: watched.clone(),
         parameters: parameters.clone(),
         roster: roster.clone(),
         verifying_key_hash,
         setup,
         writing: Arc::new(Mutex::new(())),
         wake: Arc::new(Notify::new()),
-        shown: Arc::new(Shown::new(store.clone(), watched, roster.clone())),
+        shown: Arc::new(Shown::new(store.clone(), roster.clone())),
         copies: Copies::new(network.clone(), others, settings.copies),
     };
     let listener = tokio::net::TcpListener::bind(settings.http)
@@ -269,12 +267,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
     )?;
     events::announce(&store, &opened, true, &mut changes)?;
     commit(&store, changes).await?;
-    let watched = detect::load_watched(&store, &vault.group_key())?;
-    reader
-        .watched
-        .write()
-        .unwrap_or_else(PoisonError::into_inner)
-        .extend(watched);
+    terms::watch_all(&store, &vault.group_key())?;
     *reader
         .history
         .write()
@@ -430,7 +423,7 @@ async fn follow(
         };
         let _writing = writing.lock().await;
         let mut changes = Changes::new();
-        detect::take(store, &reader.watched, vault, &step.event, &mut changes)?;
+        detect::take(store, vault, &step.event, &mut changes)?;
         commit(store, changes).await?;
         let mut changes = Changes::new();
         let (moved, height) = {

@@ -1,21 +1,29 @@
 //! Deposit terms that were shown to somebody: stored, counted, and their addresses watched.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use protocol::{deposit::DepositAddress, identity::PeerKey, request, roster::Roster};
-use storage::{Changes, Direction, Store};
+use bitcoin::{Block, Script, ScriptBuf, XOnlyPublicKey};
+use protocol::{
+    deposit::{DepositAddress, TermsHash},
+    identity::PeerKey,
+    request,
+    roster::Roster,
+};
+use storage::{Changes, CommitError, Direction, ReadError, Store};
 
 use crate::{
-    live::Watched,
     pipeline::stop_on_failed_write,
-    records::{TERMS, TERMS_FROM},
+    records::{TERMS, TERMS_FROM, WATCHED, WATCHED_ALL},
 };
 
 /// Most deposit terms that are kept, and so most addresses that are watched.
 pub const MAX_TERMS: usize = 1_000_000;
+
+/// Addresses that are written at once by [`watch_all`].
+const GROUP: usize = 10_000;
 
 /// Why terms were not kept; their address must not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +39,6 @@ pub enum KeepError {
 /// The terms that are kept.
 pub struct Shown {
     store: Store,
-    watched: Watched,
     roster: Arc<Roster>,
     /// `None` when they could not be counted.
     count: Mutex<Option<usize>>,
@@ -39,19 +46,15 @@ pub struct Shown {
 
 impl Shown {
     /// Counts what is stored.
-    pub fn new(store: Store, watched: Watched, roster: Arc<Roster>) -> Self {
-        let count = || -> Result<usize, storage::ReadError> {
-            let rows = store.iter(&TERMS, .., Direction::Forward, MAX_TERMS)?;
-            rows.map(|row| row.map(|_| 1)).sum()
-        };
-        let count = count()
+    pub fn new(store: Store, roster: Arc<Roster>) -> Self {
+        let count = store
+            .count(&TERMS)
             .inspect_err(
                 |error| tracing::error!(%error, "the stored deposit terms can't be counted"),
             )
             .ok();
         Self {
             store,
-            watched,
             roster,
             count: Mutex::new(count),
         }
@@ -87,7 +90,7 @@ impl Shown {
             None => None,
         };
         let (mut changes, mut more, mut is_full) = (Changes::new(), *count, false);
-        let (mut new, mut kept) = (BTreeSet::new(), Vec::new());
+        let mut new = BTreeSet::new();
         for address in addresses {
             let hash = address.terms.hash();
             let known = self.store.get(&TERMS, &hash.0);
@@ -103,10 +106,9 @@ impl Shown {
                 if let Some((_, given, _)) = &mut giver {
                     *given = given.saturating_add(1);
                 }
-                changes.put(&TERMS, &hash.0, &address.terms);
+                put(&mut changes, address);
                 new.insert(hash.0);
             }
-            kept.push((address.script_pubkey.clone(), hash));
         }
         if !new.is_empty() {
             if let Some((giver, given, _)) = giver {
@@ -117,14 +119,78 @@ impl Shown {
                 .unwrap_or_else(|error| stop_on_failed_write(&error));
             *count = more;
         }
-        drop(count);
-        // Stored, so a restart watches them too. Watched before anybody can pay them.
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        watched.extend(kept);
         if is_full {
             Err(KeepError::Full)
         } else {
             Ok(())
         }
     }
+}
+
+/// Writes terms, and has blocks searched for their address.
+pub fn put(changes: &mut Changes, address: &DepositAddress) {
+    let hash = address.terms.hash().0;
+    changes.put(&TERMS, &hash, &address.terms);
+    if let Some(key) = output_key(&address.script_pubkey) {
+        changes.put(&WATCHED, &key, &hash);
+    }
+}
+
+/// Has blocks searched for the addresses of all stored terms, if an earlier release has written some of them.
+///
+/// # Errors
+/// A damaged database. A failed write is fatal (S11).
+pub fn watch_all(store: &Store, group: &XOnlyPublicKey) -> Result<(), WatchError> {
+    if store.get(&WATCHED_ALL, &())?.is_some() {
+        return Ok(());
+    }
+    let mut changes = Changes::new();
+    let rows = store.iter(&TERMS, .., Direction::Forward, usize::MAX)?;
+    for (row, number) in rows.zip(1_usize..) {
+        let (_, terms) = row?;
+        match terms.address(group) {
+            Ok(address) => put(&mut changes, &address),
+            Err(error) => tracing::error!(%error, "stored terms give no address"),
+        }
+        if number.is_multiple_of(GROUP) {
+            store.commit(std::mem::take(&mut changes))?;
+        }
+    }
+    changes.put(&WATCHED_ALL, &(), &());
+    Ok(store.commit(changes)?)
+}
+
+/// Why the addresses of stored terms could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The database.
+    #[error("reading the stored deposit terms failed")]
+    Read(#[from] ReadError),
+    /// The disk (S11).
+    #[error("writing the addresses of deposit terms failed")]
+    Commit(#[from] CommitError),
+}
+
+/// The shown addresses that a block pays, and of which terms they are.
+///
+/// # Errors
+/// A damaged database.
+pub fn paid_in(store: &Store, block: &Block) -> Result<HashMap<ScriptBuf, TermsHash>, ReadError> {
+    let mut paid = HashMap::new();
+    for output in block.txdata.iter().flat_map(|paying| &paying.output) {
+        let script = &output.script_pubkey;
+        if let Some(key) = output_key(script)
+            && let Some(hash) = store.get(&WATCHED, &key)?
+        {
+            paid.insert(script.clone(), TermsHash(hash));
+        }
+    }
+    Ok(paid)
+}
+
+/// The key of a Taproot output, as all deposit addresses have one.
+fn output_key(script: &Script) -> Option<[u8; 32]> {
+    let (_, key) = script.as_bytes().split_at_checked(2)?;
+    let is_taproot = script.is_p2tr();
+    key.try_into().ok().filter(|_| is_taproot)
 }

@@ -326,6 +326,24 @@ impl Store {
         })
     }
 
+    /// How many rows a table has: goes through all of them, and decodes none.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the database is damaged, or the table is not in the schema.
+    pub fn count<K, V>(&self, table: &Table<K, V>) -> Result<usize, ReadError> {
+        let column = table.name();
+        let mut rows = self.inner.db.raw_iterator_cf(self.inner.family(column)?);
+        let mut count = 0_usize;
+        rows.seek_to_first();
+        while rows.valid() {
+            count = count.saturating_add(1);
+            rows.next();
+        }
+        let ended = rows.status();
+        ended.map_err(|source| ReadError::Database { column, source })?;
+        Ok(count)
+    }
+
     /// The row with the largest key.
     ///
     /// # Errors

@@ -4,12 +4,13 @@ use bech32::{Bech32m, Hrp};
 use bitcoin::Network;
 use coordinator::{
     api,
-    records::{TERMS, TERMS_FROM},
+    records::{TERMS, TERMS_FROM, WATCHED},
+    terms,
 };
 use ledger::AccountKey;
-use protocol::deposit::DepositTerms;
+use protocol::deposit::{DepositAddress, DepositTerms};
 use serde_json::{Value, json};
-use storage::Direction;
+use storage::{Changes, Direction};
 
 use crate::setting::{NETWORK, RATE, Setting, call, deposit_outpoint, post};
 
@@ -121,7 +122,8 @@ async fn an_account_that_is_none_of_this_network_gets_no_address() {
         assert!(text.contains(detail), "{account}: {text}");
     }
     assert_eq!(stored(&setting), before);
-    assert!(setting.reader.watched.read().unwrap().is_empty());
+    // Of Alice, from before.
+    assert_eq!(setting.reader.store.count(&WATCHED).unwrap(), 1);
 }
 
 #[tokio::test]
@@ -255,4 +257,40 @@ async fn terms_that_come_in_a_page_are_all_kept_once_and_counted_for_who_gave_th
     let given = setting.reader.store.get(&TERMS_FROM, &giver.0).unwrap();
     // Alice's were there before.
     assert_eq!(given, Some(3));
+}
+
+#[tokio::test]
+async fn addresses_whose_terms_an_earlier_release_wrote_are_watched_after_a_start() {
+    let setting = Setting::new();
+    let group = setting.vault.group_key();
+    let parameters = &setting.reader.parameters;
+    let addresses: Vec<_> = AccountKey::sequence(3)
+        .into_iter()
+        .map(|account| {
+            DepositTerms::offered(setting.vault.id(), parameters, account, group)
+                .address(&group)
+                .unwrap()
+        })
+        .collect();
+    let mut changes = Changes::new();
+    for address in &addresses {
+        changes.put(&TERMS, &address.terms.hash().0, &address.terms);
+    }
+    let store = &setting.reader.store;
+    store.commit(changes).unwrap();
+    let is_watched = |address: &DepositAddress| setting.is_watched(&address.script_pubkey);
+    assert!(!addresses.iter().any(is_watched));
+    terms::watch_all(store, &group).unwrap();
+    assert!(addresses.iter().all(is_watched));
+    // From then on terms and address are in one write, and nothing is derived again.
+    let mut changes = Changes::new();
+    changes.delete(&WATCHED, &key(&addresses[0]));
+    store.commit(changes).unwrap();
+    terms::watch_all(store, &group).unwrap();
+    assert!(!is_watched(&addresses[0]));
+}
+
+/// The output key of an address.
+fn key(address: &DepositAddress) -> [u8; 32] {
+    address.script_pubkey.as_bytes()[2..].try_into().unwrap()
 }

@@ -14,18 +14,18 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, header},
 };
 use bitcoin::{
-    Amount, Network, OutPoint, ScriptBuf, Transaction, Txid, absolute::LockTime, hashes::Hash as _,
-    transaction::Version,
+    Amount, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid, absolute::LockTime,
+    hashes::Hash as _, transaction::Version,
 };
 use coordinator::{
     api,
     copies::Copies,
-    live::{Live, Reader, SharedHistory, Watched},
+    live::{Live, Reader, SharedHistory},
     records::{
         BATCHES, BatchRecord, BumpFailure, DEPOSITS, DEPOSITS_OF, DepositRecord, Progress,
-        Request as Wish, SignedCandidate, TERMS, columns,
+        Request as Wish, SignedCandidate, columns,
     },
-    terms::Shown,
+    terms::{self, Shown},
     token::{self, NewToken},
 };
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, TransferRequest};
@@ -236,15 +236,13 @@ fn reader(
         columns: &columns(),
     };
     let store = Store::open(folder, &schema).unwrap();
-    let watched = Watched::default();
     let roster = Arc::new(roster);
     Reader {
-        shown: Arc::new(Shown::new(store.clone(), watched.clone(), roster.clone())),
+        shown: Arc::new(Shown::new(store.clone(), roster.clone())),
         copies: Copies::none(),
         store,
         live: live.subscribe(),
         history: SharedHistory::default(),
-        watched,
         parameters: Arc::new(parameters),
         roster,
         verifying_key_hash: VERIFYING_KEY_HASH,
@@ -432,7 +430,10 @@ impl Setting {
                 txid: candidate.txid,
             },
         );
-        changes.put(&TERMS, &terms.hash().0, &terms);
+        terms::put(
+            &mut changes,
+            &terms.address(&self.vault.group_key()).unwrap(),
+        );
         for (number, value) in [(1, 100_000), (2, 30_000), (3, 1_500)] {
             self.put_deposit(&mut changes, number, value);
         }
@@ -538,6 +539,18 @@ impl Setting {
     }
 
     pub fn is_watched(&self, script: &ScriptBuf) -> bool {
-        self.reader.watched.read().unwrap().contains_key(script)
+        let paying = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![],
+            output: vec![TxOut {
+                value: Amount::from_sat(1_000),
+                script_pubkey: script.clone(),
+            }],
+        };
+        let mut block = bitcoin::constants::genesis_block(NETWORK);
+        block.txdata = vec![paying];
+        let paid = terms::paid_in(&self.reader.store, &block).unwrap();
+        paid.contains_key(script)
     }
 }
