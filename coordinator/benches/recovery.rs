@@ -68,6 +68,8 @@ const TERMS_TRIED: usize = 5_000;
 const LOOK: Duration = Duration::from_millis(2);
 /// What a blank proof takes, in bytes.
 const PROOF_BYTES: usize = 128;
+/// Equal readings, half a second apart, after which files count as written.
+const AT_REST: usize = 6;
 const VALUE: Amount = Amount::from_sat(100_000);
 
 fn main() {
@@ -155,7 +157,6 @@ fn size(folder: &Path, accounts: u32, requests: u32, say: &mut dyn FnMut(&'stati
         &requests.to_string(),
     ]);
     let open = apart(&["restart", old_text]);
-    let disk = bytes_in(&old);
     let (each_account, each_request) = (f64::from(accounts), f64::from(requests));
     say("restart: ledger, s", open[0]);
     say("restart: ledger, s of CPU", open[1]);
@@ -170,11 +171,11 @@ fn size(folder: &Path, accounts: u32, requests: u32, say: &mut dyn FnMut(&'stati
         "memory, bytes a request",
         1024.0 * (open[5] - open[4]).max(0.0) / each_request,
     );
-    say("disk, MiB", disk / f64::from(1 << 20));
+    say("disk, MiB", made[1] / f64::from(1 << 20));
     say("disk, bytes an account", made[0] / each_account);
     say(
         "disk, bytes a request",
-        (disk - made[0]).max(0.0) / each_request,
+        (made[1] - made[0]).max(0.0) / each_request,
     );
     let replay = apart(&["replay", old_text]);
     say("restart without a snapshot: ledger, s", replay[0]);
@@ -193,9 +194,24 @@ fn size(folder: &Path, accounts: u32, requests: u32, say: &mut dyn FnMut(&'stati
 /// All files under a folder.
 fn bytes_in(folder: &Path) -> f64 {
     let files = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    // One that is being replaced may be gone by now.
     files
-        .map(|file| file.metadata().unwrap().len() as f64)
+        .filter_map(|file| file.metadata().ok())
+        .map(|metadata| metadata.len() as f64)
         .sum()
+}
+
+/// [`bytes_in`] an open database once it has stopped merging its files.
+fn bytes_at_rest(folder: &Path) -> f64 {
+    let mut readings = Vec::new();
+    loop {
+        readings.push(bytes_in(folder));
+        let last = readings.iter().rev().take(AT_REST);
+        if readings.len() >= AT_REST && last.clone().all(|bytes| Some(bytes) == readings.last()) {
+            return bytes_in(folder);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Resident memory in KiB.
@@ -271,7 +287,7 @@ fn make(folder: PathBuf, accounts: u32, requests: u32) {
     // Opened again, so that what was in the log file is in tables, as it will be when it is looked at.
     let setting = Setting::at(folder.clone());
     terms::watch_all(&setting.reader.store, &setting.vault.group_key()).unwrap();
-    println!("{}", bytes_in(&folder));
+    println!("{}", bytes_at_rest(&folder));
     let all: Vec<u32> = (0..requests).collect();
     for group in all.chunks(GROUP) {
         let mut changes = Changes::new();
@@ -280,6 +296,9 @@ fn make(folder: PathBuf, accounts: u32, requests: u32) {
         }
         setting.reader.store.commit(changes).unwrap();
     }
+    drop(setting);
+    let _setting = Setting::at(folder.clone());
+    println!("{}", bytes_at_rest(&folder));
 }
 
 /// Writes a batch that credits each key once, as if it had been confirmed.

@@ -23,6 +23,7 @@ const RUN: Duration = Duration::from_secs(3);
 const PRODUCERS: [u64; 3] = [1, 8, 32];
 
 fn main() {
+    let cpu = cpu_times();
     // Under the build directory: the system's temporary folder may be memory, which syncs for free.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     println!(
@@ -47,6 +48,25 @@ fn main() {
     }
     let disk_again = fsyncs_per_second(folder.path());
     line("fdatasync after each append, again", disk_again, 1, disk);
+    match cpu.zip(cpu_times()) {
+        Some(((all, stolen), (all_now, stolen_now))) => println!(
+            "\nCPU steal meanwhile: {:.1} % of all CPU time",
+            100.0 * (stolen_now - stolen) / (all_now - all).max(1.0)
+        ),
+        None => println!("\nCPU steal meanwhile: unknown (no /proc/stat)"),
+    }
+}
+
+/// All ticks, and those that the hypervisor took.
+fn cpu_times() -> Option<(f64, f64)> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<f64> = line
+        .split_whitespace()
+        .filter_map(|t| t.parse().ok())
+        .collect();
+    // Guest time, the last two, is contained in user time.
+    Some((ticks.get(..8)?.iter().sum(), *ticks.get(7)?))
 }
 
 fn line(what: &str, rate: f64, at_once: u64, disk: f64) {
