@@ -83,9 +83,7 @@ impl FromStr for Address {
         };
         let port = match (parts.next(), parts.next(), parts.next()) {
             (Some(Protocol::Tcp(port)), None, None) => port,
-            (Some(Protocol::Udp(port)), Some(Protocol::QuicV1), None) if cfg!(feature = "quic") => {
-                port
-            }
+            (Some(Protocol::Udp(port)), Some(Protocol::QuicV1), None) => port,
             _ => return Err(NotAnAddress),
         };
         Ok(Self { full, host, port })
@@ -150,6 +148,7 @@ mod tests {
             "/ip4/192.0.2.1/tcp/7000",
             "/ip6/2001:db8::1/tcp/7000",
             "/dns4/operator.example/tcp/7000",
+            "/ip6/2001:db8::1/udp/7000/quic-v1",
         ] {
             let address: Address = good.parse().unwrap();
             assert_eq!(address.to_string(), good);

@@ -24,9 +24,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one connection: questions both ways, gossip, identify, ping.
 const MAX_STREAMS: u32 = 128;
 /// Bytes that a QUIC peer may send ahead of our reading, on one stream and on all of a connection.
-#[cfg(feature = "quic")]
 const QUIC_STREAM_WINDOW: usize = 1024 * 1024;
-#[cfg(feature = "quic")]
 const QUIC_CONNECTION_WINDOW: usize = crate::MAX_ASK_BYTES;
 
 /// Both transports. A TCP peer that takes no byte for `patience` is given up.
@@ -42,14 +40,10 @@ pub(crate) fn transport(
         .multiplex(yamux())
         .timeout(HANDSHAKE_TIMEOUT)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
-    #[cfg(feature = "quic")]
-    let tcp = tcp
-        .or_transport(
-            libp2p::quic::tokio::Transport::new(quic(key))
-                .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))),
-        )
-        .map(|either, _| either.into_inner());
-    Ok(tcp.boxed())
+    let quic = libp2p::quic::tokio::Transport::new(quic(key))
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
+    Ok(both.boxed())
 }
 
 fn yamux() -> yamux::Config {
@@ -58,7 +52,6 @@ fn yamux() -> yamux::Config {
     config
 }
 
-#[cfg(feature = "quic")]
 fn quic(key: &Keypair) -> libp2p::quic::Config {
     let window = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     let mut config = libp2p::quic::Config::new(key);

@@ -1,5 +1,4 @@
 //! Nodes over QUIC: as over TCP.
-#![cfg(feature = "quic")]
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -3,7 +3,7 @@
 //! delays instead.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -32,10 +32,30 @@ pub enum Kind {
     Namespaces,
 }
 
+/// What the nodes talk over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// TCP with Noise.
+    #[default]
+    Tcp,
+    /// QUIC, which is UDP with TLS 1.3.
+    Quic,
+}
+
+impl Transport {
+    fn address(self, ip: Ipv4Addr, port: u16) -> String {
+        match self {
+            Self::Tcp => format!("/ip4/{ip}/tcp/{port}"),
+            Self::Quic => format!("/ip4/{ip}/udp/{port}/quic-v1"),
+        }
+    }
+}
+
 /// The hosts of a network.
 #[derive(Debug)]
 pub struct Hosts {
     lines: Lines,
+    transport: Transport,
     quality: Setting,
     /// What people should know about them.
     pub description: String,
@@ -85,6 +105,7 @@ impl Default for Hosts {
     fn default() -> Self {
         Self {
             lines: Lines::Loopback,
+            transport: Transport::Tcp,
             quality: Setting::new(Quality::PERFECT),
             description: "all nodes on one host".to_owned(),
         }
@@ -95,16 +116,29 @@ impl Hosts {
     /// Makes hosts for `count` nodes.
     ///
     /// # Errors
-    /// What the system refuses.
-    pub fn new(kind: Kind, count: usize, quality: Quality) -> anyhow::Result<Self> {
+    /// What the system refuses; QUIC where relays must delay the connections, which are TCP's.
+    pub fn new(
+        kind: Kind,
+        transport: Transport,
+        count: usize,
+        quality: Quality,
+    ) -> anyhow::Result<Self> {
         if kind == Kind::Loopback {
-            return Ok(Self::default());
+            return Ok(Self {
+                transport,
+                ..Self::default()
+            });
         }
         let setting = Setting::new(quality);
         let milliseconds = quality.delay.as_millis();
         if let Some(why) = namespaces::obstacle() {
+            anyhow::ensure!(
+                transport == Transport::Tcp,
+                "no hosts of their own: {why}; relays delay TCP only, so leave out --transport quic"
+            );
             return Ok(Self {
                 lines: Lines::Relays(Vec::new()),
+                transport,
                 quality: setting,
                 description: format!(
                     "NO hosts of their own: {why}. Every connection goes through a relay that delays by \
@@ -119,6 +153,7 @@ impl Hosts {
                 quality.loss_percent, namespaces.emulator
             ),
             lines: Lines::Namespaces(namespaces),
+            transport,
             quality: setting,
         })
     }
@@ -160,7 +195,7 @@ impl Hosts {
                     .hosts
                     .get(number)
                     .context("more nodes than hosts")?;
-                let listen = format!("/ip4/{}/tcp/{PEER_PORT}", host.wide);
+                let listen = self.transport.address(host.wide, PEER_PORT);
                 Ok(Place {
                     address: listen.clone(),
                     listen,
@@ -171,24 +206,20 @@ impl Hosts {
             Lines::Loopback | Lines::Relays(_) => {
                 let port = free_port()?;
                 let mut place = Place {
-                    listen: loopback(port),
-                    address: loopback(port),
+                    listen: self.transport.address(Ipv4Addr::LOCALHOST, port),
+                    address: self.transport.address(Ipv4Addr::LOCALHOST, port),
                     http: format!("127.0.0.1:{}", free_port()?),
                     namespace: None,
                 };
                 if let Lines::Relays(relays) = &mut self.lines {
                     let relay = Relay::to(port, self.quality.clone())?;
-                    place.address = loopback(relay.port());
+                    place.address = self.transport.address(Ipv4Addr::LOCALHOST, relay.port());
                     relays.push(relay);
                 }
                 Ok(place)
             }
         }
     }
-}
-
-fn loopback(port: u16) -> String {
-    format!("/ip4/127.0.0.1/tcp/{port}")
 }
 
 /// A loopback port that is free now.
@@ -205,7 +236,8 @@ pub fn free_port() -> anyhow::Result<u16> {
         let asked = ASKED.fetch_add(1, Ordering::Relaxed);
         let port = FIRST.saturating_add(start.wrapping_add(asked).checked_rem(PORTS).unwrap_or(0));
         let port = u16::try_from(port)?;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let here = (Ipv4Addr::LOCALHOST, port);
+        if TcpListener::bind(here).is_ok() && UdpSocket::bind(here).is_ok() {
             return Ok(port);
         }
     }
