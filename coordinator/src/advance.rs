@@ -49,12 +49,12 @@ pub fn advance(
         Some(Effect::Requeue) => return Ok(Some(Effect::Requeue)),
         None => None,
     };
-    if let Some(status) = next.requests {
+    if let Some(input) = next.requests {
         let now = now_ms();
         for request in &record.requests {
             queue::mark(store, changes, request, |progress| {
-                progress.step(status, now);
-                progress.reason = reason.map(str::to_owned);
+                progress.take(input, reason.map(str::to_owned), now);
+                progress.sequence = Some(record.sequence);
             })?;
         }
     }

@@ -16,6 +16,7 @@ use protocol::{
     api::{BatchStatus, RequestStatus, StageTimes},
     deposit::{DepositTerms, TermsError},
     parameters::{COINBASE_MATURITY, Parameters},
+    pipeline::request::Input,
     transaction::{
         BatchPlan, BatchTransaction, BuildError, Commitment, Swept, TREASURY_DUST, TopUp, Treasury,
     },
@@ -181,7 +182,7 @@ async fn pick_deposit(
     let too_late = "too close to the refund: take it back with the descriptor";
     if confirmations.saturating_add(refund_margin) > terms.refund_delay.into() {
         queue::mark(store, changes, &request, |progress| {
-            progress.refuse(too_late, now_ms())
+            progress.refuse(too_late, now_ms());
         })?;
         requests.ack(changes, lease);
         return Ok(None);
@@ -191,14 +192,12 @@ async fn pick_deposit(
         let age = pipeline.height().saturating_sub(record.height);
         if age > terms.refund_delay.into() {
             queue::mark(store, changes, &request, |progress| {
-                progress.refuse("spent elsewhere", now_ms())
+                progress.refuse("spent elsewhere", now_ms());
             })?;
         } else {
             queue::mark(store, changes, &request, |progress| {
-                progress.step(RequestStatus::Received, now_ms());
-                progress.reason =
-                    Some("it is not deep enough in the chain any more, or spent".to_owned());
-                progress.tries = progress.tries.saturating_add(1);
+                let reason = "it is not deep enough in the chain any more, or spent";
+                progress.take(Input::Unripe, Some(reason.to_owned()), now_ms());
             })?;
             changes.put(
                 &UNRIPE,
@@ -250,7 +249,7 @@ async fn fill(
                 } else {
                     let reason = error.to_string();
                     queue::mark(store, changes, &pick.lease.item, |progress| {
-                        progress.refuse(reason, now_ms())
+                        progress.refuse(reason, now_ms());
                     })?;
                     requests.ack(changes, pick.lease);
                 }
@@ -303,7 +302,7 @@ async fn fill(
     for pick in picks {
         let now = now_ms();
         queue::mark(store, changes, &pick.lease.item, |progress| {
-            progress.step(RequestStatus::Batched, now);
+            progress.take(Input::Taken, None, now);
             progress.sequence = Some(sequence);
         })?;
         requests.ack(changes, pick.lease);

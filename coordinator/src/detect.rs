@@ -11,6 +11,7 @@ use protocol::{
     api::RequestStatus,
     deposit::DepositTerms,
     parameters::{COINBASE_MATURITY, Parameters},
+    pipeline::request::Input,
     transaction::TopUp,
     vault::Vault,
 };
@@ -89,13 +90,15 @@ fn find(
             continue;
         }
         let before = known.as_ref().map(|known| known.progress.clone());
-        let mut progress = Progress::new(RequestStatus::Received, now);
-        if let Some(known) = known {
-            let tries = known.progress.tries.saturating_add(1);
-            progress = known.progress;
-            progress.tries = tries;
-            progress.step(RequestStatus::Received, now);
-        }
+        let progress = match known {
+            None => Progress::new(RequestStatus::Received, now),
+            Some(mut known) => {
+                // Received still: its block left the chain. Otherwise what refused it may be over.
+                known.progress.reason = None;
+                known.progress.take(Input::Seen, None, now);
+                known.progress
+            }
+        };
         let mut record = DepositRecord {
             outpoint: output.outpoint,
             terms: *hash,
@@ -211,7 +214,7 @@ fn ripen(
             Ok(()) => {
                 changes.delete(&UNRIPE, &key);
                 queue::mark(store, changes, &request, |progress| {
-                    progress.step(RequestStatus::Queued, now_ms())
+                    progress.take(Input::Ready, None, now_ms());
                 })?;
             }
             Err(error) => {

@@ -19,7 +19,7 @@ use node::{
 use p2p::Network;
 use proof::ProvingKey;
 use protocol::{
-    api::{BatchStatus, RequestStatus},
+    api::BatchStatus,
     deposit::TermsError,
     identity::PeerKey,
     pipeline::Input,
@@ -338,30 +338,20 @@ pub fn abandon(
         let id = operation.id(vault);
         let out = left_out.get(&id);
         let now = now_ms();
-        if queue::is_confirmed(store, request)? {
-            // In a batch that another coordinator made.
-            continue;
-        }
-        if let Some(out) = out.filter(|out| out.is_final) {
-            queue::mark(store, changes, request, |progress| {
-                progress.refuse(out.reason.clone(), now)
-            })?;
-            continue;
-        }
-        let mut tries = 0;
-        queue::mark(store, changes, request, |progress| {
-            progress.step(RequestStatus::Queued, now);
-            progress.reason = Some(out.map_or(why, |out| &out.reason).to_owned());
-            progress.sequence = None;
-            progress.tries = progress.tries.saturating_add(1);
-            tries = progress.tries;
-        })?;
         match out {
-            None => queue::enqueue_or_wait(store, changes, id, tries, *request)?,
+            None => queue::release(store, changes, id, request, why)?,
+            Some(out) if queue::is_confirmed(store, request)? => {
+                tracing::info!(sequence, operation = %id, reason = out.reason, "left out, and in another batch");
+            }
+            Some(out) if out.is_final => queue::mark(store, changes, request, |progress| {
+                progress.refuse(out.reason.clone(), now);
+            })?,
             Some(out) => {
-                let until = queue::comes_back_ms(now, tries);
-                tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
-                changes.put(&LEFT_OUT, &(until, id.0), request);
+                if let Some(tries) = queue::wait(store, changes, request, &out.reason)? {
+                    tracing::info!(sequence, operation = %id, reason = out.reason, "left out");
+                    let until = queue::comes_back_ms(now, tries);
+                    changes.put(&LEFT_OUT, &(until, id.0), request);
+                }
             }
         }
     }

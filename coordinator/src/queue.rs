@@ -7,6 +7,7 @@ use node::clock::now_ms;
 use protocol::{
     api::{MAX_PENDING, RequestStatus},
     parameters::Parameters,
+    pipeline::request::Input,
 };
 use storage::{Changes, Direction, PushError, ReadError, Store};
 
@@ -108,13 +109,13 @@ pub fn accept(reader: &Reader, operation: Operation) -> Result<OperationRecord, 
         return Err(error.into());
     }
     let now = now_ms();
-    let mut progress = Progress::new(RequestStatus::Received, now);
+    let mut progress = before
+        .clone()
+        .unwrap_or_else(|| Progress::new(RequestStatus::Received, now));
     // The queue remembers the try that was refused as done.
-    let tries = before
-        .as_ref()
-        .map_or(0, |refused| refused.tries.saturating_add(1));
-    progress.tries = tries;
-    progress.step(RequestStatus::Queued, now);
+    progress.take(Input::Seen, None, now);
+    progress.take(Input::Ready, None, now);
+    let tries = progress.tries;
     let record = OperationRecord {
         operation,
         progress,
@@ -267,6 +268,43 @@ pub fn come_back(store: &Store, changes: &mut Changes, now: u64) -> Result<(), R
             break;
         }
         changes.delete(&LEFT_OUT, &key);
+    }
+    Ok(())
+}
+
+/// A request whose batch is gone waits for another one, if it was in that batch still. Gives how often it was queued
+/// before; `None` when it is elsewhere by now, such as in a batch that another coordinator made.
+///
+/// # Errors
+/// A damaged database.
+pub fn wait(
+    store: &Store,
+    changes: &mut Changes,
+    request: &Request,
+    why: &str,
+) -> Result<Option<u32>, ReadError> {
+    let mut tries = None;
+    mark(store, changes, request, |progress| {
+        if progress.take(Input::Released, Some(why.to_owned()), now_ms()) {
+            tries = Some(progress.tries);
+        }
+    })?;
+    Ok(tries)
+}
+
+/// [`wait`], in the queue.
+///
+/// # Errors
+/// A damaged database.
+pub fn release(
+    store: &Store,
+    changes: &mut Changes,
+    id: OperationId,
+    request: &Request,
+    why: &str,
+) -> Result<(), PushError> {
+    if let Some(tries) = wait(store, changes, request, why)? {
+        enqueue_or_wait(store, changes, id, tries, *request)?;
     }
     Ok(())
 }

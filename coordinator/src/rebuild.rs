@@ -26,6 +26,7 @@ use protocol::{
     batch::{Body, Candidate},
     identity::PeerKey,
     message::{Answer, Ask, decode, encode},
+    pipeline::request::Input,
     request::{self, MAX_PAGES, RequestName, UserRequest},
     roster::Roster,
     vault::{GenesisCertificate, Vault},
@@ -383,10 +384,10 @@ impl Rebuilder {
         let store = &self.reader.store;
         let depth = height.saturating_add(1).saturating_sub(batch.height);
         let is_final = depth >= self.vault.parameters().final_confirmations;
-        let (status, progress) = if is_final {
-            (BatchStatus::Final, RequestStatus::Final)
+        let (status, input) = if is_final {
+            (BatchStatus::Final, Input::Final)
         } else {
-            (BatchStatus::Confirmed, RequestStatus::Confirmed)
+            (BatchStatus::Confirmed, Input::Confirmed)
         };
         let requests: Vec<Request> = body
             .operations
@@ -400,11 +401,9 @@ impl Rebuilder {
             self.requeue(changes, old, &requests)?;
         }
         let now = now_ms();
-        let done = |progress_of: &mut Progress| {
-            if progress_of.status != progress {
-                progress_of.step(progress, now);
-            }
-            progress_of.sequence = Some(candidate.sequence);
+        let done = |progress: &mut Progress| {
+            progress.take(input, None, now);
+            progress.sequence = Some(candidate.sequence);
         };
         let mut terms = body.terms.iter();
         for (operation, request) in body.operations.iter().zip(&requests) {
@@ -475,19 +474,11 @@ impl Rebuilder {
             return Ok(());
         }
         for (request, operation) in old.requests.iter().zip(&old.operations) {
-            if done.contains(request) || queue::is_confirmed(&self.reader.store, request)? {
-                continue;
+            if !done.contains(request) {
+                let id = operation.id(&self.vault.id());
+                let why = "another batch was confirmed instead";
+                queue::release(&self.reader.store, changes, id, request, why)?;
             }
-            let mut tries = 0;
-            queue::mark(&self.reader.store, changes, request, |progress| {
-                progress.step(RequestStatus::Queued, now_ms());
-                progress.reason = Some("another batch was confirmed instead".to_owned());
-                progress.sequence = None;
-                progress.tries = progress.tries.saturating_add(1);
-                tries = progress.tries;
-            })?;
-            let id = operation.id(&self.vault.id());
-            queue::enqueue_or_wait(&self.reader.store, changes, id, tries, *request)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use protocol::{
     deposit::{DepositTerms, TermsHash},
     identity::PeerKey,
     message::{Refusal, SessionId},
+    pipeline::request::{self, Input},
     transaction::TopUp,
 };
 use serde::{Deserialize, Serialize};
@@ -152,7 +153,7 @@ pub struct Progress {
     pub reason: Option<String>,
     /// Batch that holds it.
     pub sequence: Option<SequenceNumber>,
-    /// How often it was queued.
+    /// How often it was queued before.
     pub tries: u32,
     /// Every step, oldest first; at most [`MAX_STEPS`].
     pub steps: Vec<Step>,
@@ -173,18 +174,33 @@ impl Progress {
         }
     }
 
-    /// Takes the next step.
-    pub fn step(&mut self, status: RequestStatus, now: u64) {
+    /// Takes the next step, as [`request::step`] says; `false` when there is none to take. An input that can't be is a
+    /// fault of our own: it is logged, and neither the request nor what goes on with its batch is changed by it.
+    pub fn take(&mut self, input: Input, reason: Option<String>, now: u64) -> bool {
+        let status = match request::step(self.status, input) {
+            Ok(Some(status)) => status,
+            Ok(None) => return false,
+            Err(reject) => {
+                tracing::error!(%reject, "a request stays where it is");
+                return false;
+            }
+        };
         self.status = status;
-        self.reason = None;
+        self.reason = reason;
+        if input == Input::Released {
+            self.sequence = None;
+        }
+        if request::is_back(input) {
+            self.tries = self.tries.saturating_add(1);
+        }
         self.steps.truncate(MAX_STEPS.saturating_sub(1));
         self.steps.push(Step { status, at_ms: now });
+        true
     }
 
     /// Will not be done.
-    pub fn refuse(&mut self, reason: impl Into<String>, now: u64) {
-        self.step(RequestStatus::Refused, now);
-        self.reason = Some(reason.into());
+    pub fn refuse(&mut self, reason: impl Into<String>, now: u64) -> bool {
+        self.take(Input::Refused, Some(reason.into()), now)
     }
 
     /// When it came to a status last.

@@ -1,4 +1,4 @@
-//! Where a batch and its requests are, and what moves them: one flat match, without I/O.
+//! Where a batch is, and what moves it and the requests in it ([`request`]): one flat match, without I/O.
 //!
 //! ```text
 //! Formed --proven--> Proven --signed--> Signed --submitted--> Broadcast --connected--> Confirmed --deep--> Final
@@ -16,7 +16,9 @@
 //! An input that says what is so already changes nothing, so whoever does not know whether a step was taken takes it
 //! again.
 
-use crate::api::{BatchStatus, RequestStatus};
+pub mod request;
+
+use crate::api::BatchStatus;
 
 /// What has happened to a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +57,8 @@ pub enum Effect {
 pub struct Next {
     /// The batch's place.
     pub batch: BatchStatus,
-    /// Its requests' place; `None` when they stay where they are.
-    pub requests: Option<RequestStatus>,
+    /// What this is to its requests; `None` when they stay where they are.
+    pub requests: Option<request::Input>,
     /// What to do now.
     pub effect: Option<Effect>,
 }
@@ -86,25 +88,25 @@ pub fn step(batch: BatchStatus, input: Input) -> Result<Option<Next>, Reject> {
     };
     match (batch, input) {
         (Formed, Input::Proven) => to(Proven, None, Some(Effect::Sign)),
-        (Proven, Input::Signed) => to(Signed, Some(RequestStatus::Signed), Some(Effect::Submit)),
+        (Proven, Input::Signed) => to(Signed, Some(request::Input::Signed), Some(Effect::Submit)),
         (Signed, Input::Submitted) => to(
             Broadcast,
-            Some(RequestStatus::Broadcast),
+            Some(request::Input::Broadcast),
             Some(Effect::Watch),
         ),
         // Whoever has signed it may have submitted it, and a batch that was given up may be in a mempool still.
         (Proven | Signed | Broadcast | Abandoned, Input::Connected) => {
-            to(Confirmed, Some(RequestStatus::Confirmed), None)
+            to(Confirmed, Some(request::Input::Confirmed), None)
         }
-        (Confirmed, Input::Deep) => to(Final, Some(RequestStatus::Final), None),
+        (Confirmed, Input::Deep) => to(Final, Some(request::Input::Final), None),
         (Confirmed | Final, Input::Disconnected) => to(
             Broadcast,
-            Some(RequestStatus::Broadcast),
+            Some(request::Input::Broadcast),
             Some(Effect::Watch),
         ),
         (Formed | Proven | Signed | Broadcast, Input::Dissolved) => to(
             Abandoned,
-            Some(RequestStatus::Queued),
+            Some(request::Input::Released),
             Some(Effect::Requeue),
         ),
         // True already, or overtaken.

@@ -17,7 +17,7 @@ use coordinator::{
     },
 };
 use node::history::ALARM;
-use protocol::api::RequestStatus;
+use protocol::{api::RequestStatus, pipeline::request::Input};
 use serde_json::{Value, json};
 use storage::{Changes, Place, QueueDef, RetryPolicy, Schema, Store};
 
@@ -86,7 +86,7 @@ fn fail_request(setting: &Setting) -> String {
     let request = Wish::Deposit(deposit_outpoint(2));
     let mut changes = Changes::new();
     coordinator::queue::mark(store, &mut changes, &request, |progress| {
-        progress.step(RequestStatus::Queued, 5);
+        progress.take(Input::Ready, None, 5);
     })
     .unwrap();
     queue.push(&mut changes, &([7; 32], 0), &request).unwrap();
@@ -145,8 +145,9 @@ async fn tokens_can_not_be_tried_fast() {
     }
     assert!(answers.contains(&429), "{answers:?}");
     assert!(answers.contains(&401), "{answers:?}");
-    // Others are not slowed down by it.
+    // Neither others nor an administrator at the same address are slowed down by it.
     setting.get("/v1/status").await.ok();
+    ask(&setting, AUDIT_LOG).await.ok();
 }
 
 #[tokio::test]
@@ -199,6 +200,14 @@ async fn a_batch_that_can_not_be_proven_is_shown_with_its_cause_and_tried_again_
 #[tokio::test]
 async fn a_dropped_batch_is_given_up_and_its_requests_wait_again() {
     let setting = Setting::new();
+    let mut changes = Changes::new();
+    let request = Wish::Deposit(deposit_outpoint(1));
+    coordinator::queue::mark(&setting.reader.store, &mut changes, &request, |progress| {
+        progress.take(Input::Ready, None, 5);
+        progress.take(Input::Taken, None, 6);
+    })
+    .unwrap();
+    setting.reader.store.commit(changes).unwrap();
     fail_proving(&setting);
     let drop = format!("{LETTERS}/prove/2.0/drop");
     let act = decide(&setting, &drop, "form another one").await.ok();

@@ -9,7 +9,7 @@ use coordinator::{
     records::Request as Wish,
 };
 use futures::StreamExt as _;
-use protocol::api::RequestStatus;
+use protocol::pipeline::request::Input;
 use serde_json::{Value, json};
 use storage::Changes;
 use tower::ServiceExt as _;
@@ -77,12 +77,12 @@ impl Following {
     }
 }
 
-fn step(setting: &Setting, number: u8, status: RequestStatus) {
+fn step(setting: &Setting, number: u8, input: Input) {
     let store = &setting.reader.store;
     let mut changes = Changes::new();
     let request = Wish::Deposit(deposit_outpoint(number));
     queue::mark(store, &mut changes, &request, |progress| {
-        progress.step(status, 1)
+        progress.take(input, None, 1);
     })
     .unwrap();
     store.commit(changes).unwrap();
@@ -104,7 +104,7 @@ async fn changes_are_told_as_they_happen_and_again_after_an_id() {
     let mut live = Following::begin(&setting, get("/v1/events")).await;
     let first = live.next().await.unwrap();
     assert_eq!((first.id, first.topic), (Some(0), None));
-    step(&setting, 1, RequestStatus::Queued);
+    step(&setting, 1, Input::Ready);
     let queued = live.event().await;
     assert_eq!(
         (queued.id, queued.topic.as_deref()),
@@ -122,8 +122,8 @@ async fn changes_are_told_as_they_happen_and_again_after_an_id() {
             &json!("deposit")
         )
     );
-    step(&setting, 1, RequestStatus::Queued);
-    step(&setting, 1, RequestStatus::Batched);
+    step(&setting, 1, Input::Ready);
+    step(&setting, 1, Input::Taken);
     let batched = live.event().await;
     assert_eq!(
         (batched.id, &batched.data["status"]),
@@ -141,14 +141,14 @@ async fn changes_are_told_as_they_happen_and_again_after_an_id() {
 #[tokio::test]
 async fn a_client_goes_on_where_it_was_after_the_coordinators_restart() {
     let setting = Setting::new();
-    for status in [RequestStatus::Queued, RequestStatus::Batched] {
-        step(&setting, 1, status);
+    for input in [Input::Ready, Input::Taken] {
+        step(&setting, 1, input);
     }
     let mut live = Following::begin(&setting, get("/v1/events?after=0")).await;
     let has = live.event().await.id.unwrap();
     drop(live);
     let setting = setting.restarted();
-    step(&setting, 1, RequestStatus::Signed);
+    step(&setting, 1, Input::Signed);
     let mut request = get("/v1/events?after=0");
     // The header is the newer one.
     let id = has.to_string().parse().unwrap();
@@ -194,9 +194,9 @@ async fn what_is_not_kept_any_more_is_said_to_be_gone() {
 #[tokio::test]
 async fn only_the_topics_asked_for_come() {
     let setting = Setting::new();
-    step(&setting, 1, RequestStatus::Queued);
+    step(&setting, 1, Input::Ready);
     tip(&setting, 7..8);
-    step(&setting, 2, RequestStatus::Queued);
+    step(&setting, 2, Input::Ready);
     let mut live = Following::begin(&setting, get("/v1/events?after=0&topic=tip,alarm")).await;
     let seen = live.event().await;
     assert_eq!((seen.id, &seen.data["height"]), (Some(2), &json!(7)));
