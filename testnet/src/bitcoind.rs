@@ -87,6 +87,7 @@ pub struct BitcoindOptions {
 pub struct Bitcoind {
     binary: PathBuf,
     dir: PathBuf,
+    network: Network,
     options: BitcoindOptions,
     rpc_port: u16,
     p2p_port: u16,
@@ -118,6 +119,7 @@ impl Bitcoind {
                 rpc: BitcoinRpc::new(&settings_for(&dir, rpc_port))?,
                 binary: binary.clone(),
                 dir: dir.clone(),
+                network: Network::Regtest,
                 options: options.clone(),
                 rpc_port,
                 p2p_port,
@@ -331,6 +333,16 @@ impl Bitcoind {
         self.launch().await
     }
 
+    /// From its next start on the node is on this network, with no chain of it but the genesis block unless it had
+    /// more, and has these further arguments.
+    pub fn be_on(&mut self, network: Network, extra_args: &[&str]) {
+        self.network = network;
+        self.options.extra_args = extra_args
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .collect();
+    }
+
     async fn launch(&mut self) -> Result<(), BitcoindError> {
         let output = File::create(self.output_path()).map_err(io("cannot make bitcoind's log"))?;
         let errors = output
@@ -345,15 +357,19 @@ impl Bitcoind {
             .map_err(io(format!("cannot run {}", self.binary.display())))?;
         self.child = Some(child);
         self.wait_until_ready().await?;
-        self.load_wallet().await
+        if self.network == Network::Regtest {
+            self.load_wallet().await?;
+        }
+        Ok(())
     }
 
     fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
-            "-regtest".to_owned(),
+            format!("-chain={}", self.network.to_core_arg()),
             format!("-datadir={}", self.dir.display()),
             "-server=1".to_owned(),
             format!("-rpcport={}", self.rpc_port),
+            format!("-rpccookiefile={}", cookie(&self.dir).display()),
             "-rpcbind=127.0.0.1".to_owned(),
             "-rpcallowip=127.0.0.1".to_owned(),
             // Every follower's long poll occupies a thread, and on a laptop all share one node.
@@ -389,7 +405,7 @@ impl Bitcoind {
                 let log = self.output_tail();
                 return Err(BitcoindError::Ended { status, log });
             }
-            match self.rpc.check_network(Network::Regtest).await {
+            match self.rpc.check_network(self.network).await {
                 Ok(()) => return Ok(()),
                 // A killed node leaves a stale cookie behind until the new one is written.
                 Err(error) if error.is_transient() => {}
@@ -439,10 +455,12 @@ impl Drop for Bitcoind {
 }
 
 fn settings_for(dir: &Path, rpc_port: u16) -> RpcSettings {
-    RpcSettings::with_cookie(
-        format!("http://127.0.0.1:{rpc_port}"),
-        dir.join("regtest").join(".cookie"),
-    )
+    RpcSettings::with_cookie(format!("http://127.0.0.1:{rpc_port}"), cookie(dir))
+}
+
+/// One place for every network, so that the same settings lead to the node whatever it is.
+fn cookie(dir: &Path) -> PathBuf {
+    dir.join("regtest").join(".cookie")
 }
 
 /// Two different ports that were free a moment ago.

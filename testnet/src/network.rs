@@ -273,6 +273,24 @@ impl Node {
     pub fn log(&self) -> &Path {
         &self.log
     }
+
+    /// How long its log is, in bytes.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn log_length(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read(&self.log)?.len())
+    }
+
+    /// The lines of its log behind so many bytes.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn said_since(&self, seen: usize) -> anyhow::Result<Vec<String>> {
+        let log = std::fs::read(&self.log)?;
+        let new = String::from_utf8_lossy(log.get(seen..).unwrap_or_default());
+        Ok(new.lines().map(str::to_owned).collect())
+    }
 }
 
 /// The network.

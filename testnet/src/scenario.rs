@@ -19,6 +19,7 @@ mod refresh;
 mod reorg;
 mod restore;
 mod steps;
+mod strange_bitcoind;
 mod stuck_deposit;
 mod total_loss;
 mod unknown_spend;
@@ -108,6 +109,9 @@ pub enum Scenario {
     DiskFull,
     /// The basic scenario, with bitcoind stopped for a while in the middle of the first batch.
     BitcoindDown,
+    /// The basic scenario, with bitcoind exchanged between the batches for one of another network, and then for one that is
+    /// still syncing.
+    StrangeBitcoind,
 }
 
 impl Scenario {
@@ -137,6 +141,7 @@ impl Scenario {
             Self::DeepReorg => "deep-reorg",
             Self::UnknownSpend => "unknown-spend",
             Self::BitcoindDown => "bitcoind-down",
+            Self::StrangeBitcoind => "strange-bitcoind",
             Self::CrashEverywhere => "crash-everywhere",
             Self::DiskFull => "disk-full",
         }
@@ -484,6 +489,7 @@ async fn between_batches(
         Scenario::PauseAndApprove => pause_and_approve::pause(network, story).await,
         Scenario::DeepReorg => deep_reorg::stop_and_clear(network, story).await,
         Scenario::FeeBump => fee_bump::top_up(network, story).await,
+        Scenario::StrangeBitcoind => strange_bitcoind::come_and_go(network, story).await,
         _ => Ok(()),
     }
 }

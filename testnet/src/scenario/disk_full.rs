@@ -79,7 +79,7 @@ fn disk(node: &Node) -> anyhow::Result<&crate::small_disk::SmallDisk> {
 async fn nearly_fill(node: &mut Node) -> anyhow::Result<usize> {
     node.stop().await;
     disk(node)?.fill(LEFT_FOR_A_START)?;
-    let seen = std::fs::read(node.log())?.len();
+    let seen = node.log_length()?;
     node.start()?;
     Ok(seen)
 }
@@ -92,17 +92,17 @@ async fn see_it_stop(
     story: &Story,
 ) -> anyhow::Result<()> {
     until_ended(bitcoind, node).await?;
-    let said = said_since(node, seen)?;
+    let said = node.said_since(seen)?;
     let line = said.iter().find(|line| line.contains(STOPS));
     let line = line.with_context(|| format!("{} did not say why it stopped", node.name))?;
     ensure!(line.contains(FULL), "{} says: {line}", node.name);
     story.done(format!("{} stopped by itself: {}", node.name, plain(line)));
 
-    let seen = std::fs::read(node.log())?.len();
+    let seen = node.log_length()?;
     disk(node)?.fill(0)?;
     node.start()?;
     until_ended(bitcoind, node).await?;
-    let said = said_since(node, seen)?;
+    let said = node.said_since(seen)?;
     let line = said.iter().find(|line| line.contains(FULL));
     let line = line.with_context(|| format!("{} started, or did not say why not", node.name))?;
     story.done(format!("{} does not start: {}", node.name, plain(line)));
@@ -120,15 +120,6 @@ async fn until_ended(bitcoind: &mut Bitcoind, node: &mut Node) -> anyhow::Result
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
-}
-
-fn said_since(node: &Node, seen: usize) -> anyhow::Result<Vec<String>> {
-    let log = std::fs::read(node.log())?;
-    let new = log.get(seen..).unwrap_or_default();
-    Ok(String::from_utf8_lossy(new)
-        .lines()
-        .map(str::to_owned)
-        .collect())
 }
 
 /// A line of a log without its colours.
