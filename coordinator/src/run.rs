@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin, aggregate,
     answer::{self, Desk},
-    api, batch, broadcast, bump, confirm,
+    api::{self, PerAddress},
+    batch, broadcast, bump, confirm,
     copies::Copies,
     detect, dissolve,
     epoch::{self, Epochs},
@@ -115,11 +116,11 @@ pub async fn run(settings_file: &Path, stop: CancellationToken) -> anyhow::Resul
         .await
         .with_context(|| format!("can't listen on {}", settings.http))?;
     tracing::info!(url = %format!("http://{}", listener.local_addr()?), "serving HTTP");
-    let router = api::router(
-        reader.clone(),
-        settings.requests_per_second,
-        settings.admin_tokens.clone(),
-    );
+    let bounds = PerAddress {
+        requests_per_second: settings.requests_per_second,
+        event_streams: settings.event_streams_per_address,
+    };
+    let router = api::router(reader.clone(), bounds, settings.admin_tokens.clone());
     let http = tokio::spawn(api::serve(listener, router, stop.clone()));
     let sessions = Sessions::default();
     let epochs = Epochs::new(live.subscribe(), reader.wake.clone());

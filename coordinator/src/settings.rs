@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf};
 use chain::{fees::FeeSettings, rpc::RpcSettings};
 use serde::{Deserialize, Serialize};
 
-use crate::token::{self, AdminToken};
+use crate::{
+    api::MAX_STREAMS,
+    token::{self, AdminToken},
+};
 
 /// A coordinator's settings file (TOML). Paths are relative to the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +45,9 @@ pub struct Settings {
     /// Most requests a second from one address; bursts of twice as many pass.
     #[serde(default = "default_rate")]
     pub requests_per_second: u32,
+    /// Most streams of events at a time from one address.
+    #[serde(default = "default_event_streams")]
+    pub event_streams_per_address: usize,
     /// Who may use `/v1/admin`; nobody when empty.
     #[serde(default)]
     pub admin_tokens: Vec<AdminToken>,
@@ -53,6 +59,10 @@ fn default_top_up_below() -> u64 {
 
 fn default_rate() -> u32 {
     50
+}
+
+fn default_event_streams() -> usize {
+    8
 }
 
 fn default_copies() -> usize {
@@ -101,6 +111,10 @@ impl Settings {
         anyhow::ensure!(
             settings.requests_per_second > 0,
             "requests_per_second must be at least 1"
+        );
+        anyhow::ensure!(
+            (1..=MAX_STREAMS).contains(&settings.event_streams_per_address),
+            "event_streams_per_address must be from 1 to {MAX_STREAMS}, which is the most of all addresses"
         );
         token::check(&settings.admin_tokens)?;
         Ok(settings)

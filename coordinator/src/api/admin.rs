@@ -28,8 +28,8 @@ use crate::{
     token::{self, AdminToken},
 };
 
-/// Requests a second of one address, right token or not; bursts of twice as many pass. Nobody tries tokens faster.
-const REQUESTS_PER_SECOND: u32 = 5;
+/// Wrong tokens a second of one address; bursts of twice as many are told that they are wrong.
+const TRIES_PER_SECOND: u32 = 5;
 
 /// Who may act, and how often anybody may try.
 pub(super) struct Gate {
@@ -44,7 +44,7 @@ impl Gate {
         Self {
             tokens,
             started: Instant::now(),
-            rates: Mutex::new(Rates::new(REQUESTS_PER_SECOND)),
+            rates: Mutex::new(Rates::new(TRIES_PER_SECOND)),
         }
     }
 
@@ -68,11 +68,6 @@ impl FromRequestParts<Shared> for Administrator {
                 "the settings have no admin_tokens; `drawbridge-coordinator admin-token` makes one";
             return Err(Failure::new(Code::AdminOff, detail));
         }
-        let from = address(parts);
-        if !api.gate.take(client(from)) {
-            let detail = "administrators' endpoints take few requests a second; wait";
-            return Err(Failure::new(Code::RateLimited, detail));
-        }
         let presented = parts
             .headers
             .get(header::AUTHORIZATION)
@@ -80,18 +75,22 @@ impl FromRequestParts<Shared> for Administrator {
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim());
-        let Some(presented) = presented else {
+        if let Some(label) = presented.and_then(|token| token::who(&api.gate.tokens, token)) {
+            return Ok(Self(label.to_owned()));
+        }
+        // Whoever is right is let in first: behind a proxy, others could use up the address's tries.
+        let from = address(parts);
+        if !api.gate.take(client(from)) {
+            let detail = "this address has sent no right token, too often; wait a second";
+            return Err(Failure::new(Code::RateLimited, detail));
+        }
+        if presented.is_none() {
             let detail = "send the header Authorization: Bearer TOKEN";
             return Err(Failure::new(Code::Unauthorized, detail));
-        };
-        match token::who(&api.gate.tokens, presented) {
-            Some(label) => Ok(Self(label.to_owned())),
-            None => {
-                tracing::warn!(%from, "a wrong administrator's token was sent");
-                let detail = "no admin_tokens entry of the settings has this token's hash";
-                Err(Failure::new(Code::Unauthorized, detail))
-            }
         }
+        tracing::warn!(%from, "a wrong administrator's token was sent");
+        let detail = "no admin_tokens entry of the settings has this token's hash";
+        Err(Failure::new(Code::Unauthorized, detail))
     }
 }
 

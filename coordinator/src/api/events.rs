@@ -20,7 +20,7 @@ use axum::{
     routing::get,
 };
 use protocol::api::{EventDocument, EventsQuery, Topic};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     Api, Route, Shared,
@@ -35,9 +35,7 @@ use crate::{
 };
 
 /// Streams of all clients.
-pub(super) const MAX_STREAMS: usize = 128;
-/// Streams of one client.
-pub(super) const MAX_STREAMS_PER_CLIENT: usize = 8;
+pub const MAX_STREAMS: usize = 128;
 /// Events read at a time.
 const PAGE: usize = 200;
 /// How often a stream at its end looks for more; a look costs no disk.
@@ -51,14 +49,18 @@ const COME_BACK: Duration = Duration::from_secs(2);
 
 /// Room for streams.
 pub(super) struct Streams {
+    per_address: usize,
     clients: Arc<Connections>,
+    /// One page is read at a time: streams that pass over a long log, and send nothing of it, take one core at most.
+    reading: Semaphore,
 }
 
-impl Default for Streams {
-    fn default() -> Self {
-        let clients = Connections::new(MAX_STREAMS, MAX_STREAMS_PER_CLIENT);
+impl Streams {
+    pub(super) fn new(per_address: usize) -> Self {
         Self {
-            clients: Arc::new(clients),
+            per_address,
+            clients: Arc::new(Connections::new(MAX_STREAMS, per_address)),
+            reading: Semaphore::new(1),
         }
     }
 }
@@ -74,8 +76,9 @@ impl FromRequestParts<Shared> for Seat {
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, Failure> {
         let slot = api.streams.clients.open(client(address(parts)));
         slot.map(|_slot| Self { _slot }).ok_or_else(|| {
+            let of_address = api.streams.per_address;
             let detail = format!(
-                "{MAX_STREAMS} streams are open, or {MAX_STREAMS_PER_CLIENT} of this address; close one"
+                "{MAX_STREAMS} streams are open, or {of_address} of this address; close one"
             );
             Failure::new(Code::TooManyStreams, detail)
         })
@@ -205,7 +208,10 @@ impl Stream {
     async fn read(&mut self) -> Option<()> {
         let after = self.position;
         let page = move |reader: &Reader| Ok(reader.store.entries(&EVENTS, after, PAGE)?);
-        let page = self.api.look(page).await.ok()?;
+        let page = {
+            let _turn = self.api.streams.reading.acquire().await.ok()?;
+            self.api.look(page).await.ok()?
+        };
         for (id, event) in page {
             if Some(id) != self.position.checked_add(1) {
                 self.is_over = true;

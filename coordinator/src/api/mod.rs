@@ -43,7 +43,7 @@ mod status;
 mod vault;
 mod waits;
 
-pub use operations::parse as parse_operation;
+pub use events::MAX_STREAMS;
 pub use serve::serve;
 
 /// What the handlers share.
@@ -143,15 +143,23 @@ pub fn paths() -> Vec<&'static str> {
     routes().iter().map(|route| route.path).collect()
 }
 
-/// The API over what `reader` sees, with `rate_per_second` requests of each client address, and administrators with these
-/// tokens.
-pub fn router(reader: Reader, rate_per_second: u32, admins: Vec<AdminToken>) -> Router {
+/// What one client address may take. Behind a reverse proxy all clients have the proxy's.
+#[derive(Clone, Copy, Debug)]
+pub struct PerAddress {
+    /// Requests a second, administrators' aside; bursts of twice as many pass.
+    pub requests_per_second: u32,
+    /// Streams of events at a time.
+    pub event_streams: usize,
+}
+
+/// The API over what `reader` sees, with these bounds, and administrators with these tokens.
+pub fn router(reader: Reader, bounds: PerAddress, admins: Vec<AdminToken>) -> Router {
     metrics::install();
-    let limits = Arc::new(Limits::new(rate_per_second));
+    let limits = Arc::new(Limits::new(bounds.requests_per_second));
     let api: Shared = Arc::new(Api {
         reader,
         gate: admin::Gate::new(admins),
-        streams: events::Streams::default(),
+        streams: events::Streams::new(bounds.event_streams),
     });
     let mut router = Router::new();
     for route in routes() {

@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     http::{Method, Request, header},
 };
-use coordinator::api;
+use coordinator::api::{self, PerAddress};
 use protocol::api::MAX_REQUEST_BYTES;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,9 +12,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::setting::{Setting, call, from, get, post};
+use crate::setting::{RATE, Setting, call, from, get, post};
 
 const PATH: &str = "/v1/operations";
+
+fn at_rate(requests_per_second: u32) -> PerAddress {
+    PerAddress {
+        requests_per_second,
+        ..RATE
+    }
+}
 
 #[tokio::test]
 async fn a_body_that_is_not_the_json_expected_is_refused_with_the_place_of_the_fault() {
@@ -166,7 +173,7 @@ async fn query_parameters_are_known_and_in_range() {
 #[tokio::test]
 async fn one_address_can_use_up_its_own_rate_only() {
     let setting = Setting::new();
-    let router = api::router(setting.reader.clone(), 5, Vec::new());
+    let router = api::router(setting.reader.clone(), at_rate(5), Vec::new());
     let greedy = || from(get("/healthz"), "192.0.2.1:1");
     let mut passed = 0;
     let refused = loop {
@@ -210,7 +217,7 @@ async fn the_server_answers_connections_and_ends_when_it_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let router = api::router(setting.reader.clone(), 1, Vec::new());
+    let router = api::router(setting.reader.clone(), at_rate(1), Vec::new());
     let server = tokio::spawn(api::serve(listener, router, shutdown.clone()));
 
     let mut stream = TcpStream::connect(address).await.unwrap();

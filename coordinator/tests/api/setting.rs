@@ -18,7 +18,7 @@ use bitcoin::{
     hashes::Hash as _, transaction::Version,
 };
 use coordinator::{
-    api,
+    api::{self, PerAddress},
     copies::Copies,
     live::{Live, Reader, SharedHistory},
     records::{
@@ -54,7 +54,10 @@ use tower::ServiceExt as _;
 
 pub const NETWORK: Network = Network::Regtest;
 /// High enough for every test that is not about rates.
-pub const RATE: u32 = 100_000;
+pub const RATE: PerAddress = PerAddress {
+    requests_per_second: 100_000,
+    event_streams: 8,
+};
 /// Messages of a key generation pass in fewer rounds than this.
 const MAX_ROUNDS: usize = 8;
 const VERIFYING_KEY_HASH: [u8; 32] = [7; 32];
