@@ -66,13 +66,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     // Before the identity is read.
     node::harden::harden()?;
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "info,libp2p=warn,yamux=warn".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    node::log::init(node::log::OF_A_NODE);
     match Arguments::parse().command {
         Command::Init { data_dir } => {
             std::fs::create_dir_all(&data_dir)

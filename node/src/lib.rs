@@ -13,3 +13,4 @@ pub mod files;
 pub mod harden;
 pub mod history;
 pub mod inbox;
+pub mod log;

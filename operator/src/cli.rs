@@ -24,7 +24,6 @@ use operator::{
     settings::{self, Settings},
 };
 use serde_json::{Value, json};
-use tracing_subscriber::EnvFilter;
 
 use backup::BackupSecret;
 
@@ -276,11 +275,7 @@ fn line_of(error: &anyhow::Error) -> String {
 }
 
 fn start(settings: Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .init();
+    node::log::init(node::log::OF_A_NODE);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

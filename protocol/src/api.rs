@@ -9,12 +9,14 @@ use utoipa::{IntoParams, ToSchema};
 
 mod administer;
 mod events;
+mod operations;
 
 pub use administer::{
     ActDocument, ActKind, ActList, ActPage, ActRequest, DeadLetterDocument, DeadLetterList,
     MAX_REASON_BYTES,
 };
 pub use events::{EventDocument, EventsQuery, Topic};
+pub use operations::{FieldError, OperationRequest};
 
 /// Most entries in one answer with a list.
 pub const MAX_PAGE: usize = 100;
@@ -159,46 +161,6 @@ pub struct AccountDocument {
     pub path: Vec<Vec<String>>,
     /// Operations of this account that wait, oldest first (ids).
     pub pending: Vec<String>,
-}
-
-/// A signed operation, as the wallet sends it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum OperationRequest {
-    /// Moves zkBTC between accounts.
-    Transfer {
-        /// Sender's leaf.
-        sender: u32,
-        /// Sender's nonce.
-        nonce: u64,
-        /// What the recipient gets.
-        amount_sat: u64,
-        /// What the sender pays beside it.
-        fee_sat: u64,
-        /// Recipient's address.
-        recipient: String,
-        /// Last batch that may hold it.
-        last_valid: u64,
-        /// Schnorr signature, 64 bytes of hex.
-        signature: String,
-    },
-    /// Burns zkBTC and pays BTC.
-    Withdraw {
-        /// Sender's leaf.
-        sender: u32,
-        /// Sender's nonce.
-        nonce: u64,
-        /// What the address gets.
-        amount_sat: u64,
-        /// What the sender pays beside it.
-        fee_sat: u64,
-        /// Bitcoin address that is paid.
-        address: String,
-        /// Last batch that may hold it.
-        last_valid: u64,
-        /// Schnorr signature, 64 bytes of hex.
-        signature: String,
-    },
 }
 
 /// An operation and where it is.

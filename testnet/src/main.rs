@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use testnet::{
-    hosts::{self, Hosts, Kind},
+    hosts::{self, Hosts, Kind, Transport},
     line::Quality,
     network::{Extras, LocalNetwork, Size, proof_keys},
     scenario::{
@@ -42,6 +42,9 @@ struct Arguments {
     /// round trips are counted.
     #[arg(long, value_enum, default_value_t = Kind::Loopback)]
     hosts: Kind,
+    /// What the nodes talk over.
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    transport: Transport,
     /// Have operators hand out nonces ahead of time, so that a batch is signed in one round trip.
     #[arg(long)]
     nonce_pool: bool,
@@ -87,12 +90,7 @@ fn percent(text: &str) -> Result<f64, String> {
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "what the command is for")]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    node::log::init("warn");
     let arguments = Arguments::parse();
     let story = Story::default();
     let dir = match arguments.dir.clone() {
@@ -123,7 +121,7 @@ async fn main() -> anyhow::Result<()> {
         delay: arguments.delay,
         loss_percent: arguments.loss,
     };
-    let hosts = Hosts::new(arguments.hosts, count, quality)?;
+    let hosts = Hosts::new(arguments.hosts, arguments.transport, count, quality)?;
     story.done(hosts.description.clone());
     let mut network = LocalNetwork::start_on(hosts, &dir, size, &keys, extras).await?;
     story.done(format!(

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bitcoin::{Amount, Network, OutPoint};
-use ledger::{AccountIndex, AccountKey, Ledger, Operation, SequenceNumber, VaultId};
+use ledger::{AccountKey, Ledger, Operation, SequenceNumber, VaultId};
 use protocol::api::{AccountDocument, OperationRequest, VaultDocument};
 use serde_json::{Value, json};
 
@@ -106,47 +106,7 @@ async fn account(State(fake): State<Shared>, Path(address): Path<String>) -> Ans
 /// What a real coordinator does: text to types, the ledger's own checks, the id from the content.
 async fn submit(State(fake): State<Shared>, Json(request): Json<OperationRequest>) -> Answer {
     let mut fake = fake.lock().unwrap();
-    let operation = match request.clone() {
-        OperationRequest::Transfer {
-            sender,
-            nonce,
-            amount_sat,
-            fee_sat,
-            recipient,
-            last_valid,
-            signature,
-        } => Operation::Transfer {
-            sender: AccountIndex(sender),
-            nonce,
-            amount: Amount::from_sat(amount_sat),
-            fee: Amount::from_sat(fee_sat),
-            recipient: AccountKey::from_address(Network::Regtest, &recipient).unwrap(),
-            last_valid: SequenceNumber(last_valid),
-            signature: signature.parse().unwrap(),
-        },
-        OperationRequest::Withdraw {
-            sender,
-            nonce,
-            amount_sat,
-            fee_sat,
-            address,
-            last_valid,
-            signature,
-        } => Operation::Withdraw {
-            sender: AccountIndex(sender),
-            nonce,
-            amount: Amount::from_sat(amount_sat),
-            fee: Amount::from_sat(fee_sat),
-            script_pubkey: address
-                .parse::<bitcoin::Address<_>>()
-                .unwrap()
-                .require_network(Network::Regtest)
-                .unwrap()
-                .script_pubkey(),
-            last_valid: SequenceNumber(last_valid),
-            signature: signature.parse().unwrap(),
-        },
-    };
+    let operation = request.clone().operation(Network::Regtest).unwrap();
     let vault = fake.vault_id();
     if fake
         .ledger
@@ -480,7 +440,7 @@ async fn a_refused_operation_keeps_the_coordinators_code() {
         .transfer(&setting.client, &to, amount, options);
     let operation = sent.await.unwrap().operation;
     // The nonce is used now, so the ledger refuses the same again.
-    let request = crate::send::request(Network::Regtest, &operation).unwrap();
+    let request = OperationRequest::of(Network::Regtest, &operation).unwrap();
     let error = setting.client.submit(&request).await.unwrap_err();
     assert_eq!(error.problem_code(), Some("bad_operation"));
     assert!(!error.may_have_arrived());

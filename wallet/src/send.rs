@@ -300,7 +300,8 @@ impl Wallet {
         vault: &ledger::VaultId,
     ) -> Result<Sent, SendError> {
         let id = operation.id(vault);
-        let request = request(self.network(), &operation).ok_or(SendError::NoRequest)?;
+        let request =
+            OperationRequest::of(self.network(), &operation).ok_or(SendError::NoRequest)?;
         let mut attempt = 1;
         let mut may_have_arrived = false;
         let document = loop {
@@ -327,50 +328,6 @@ impl Wallet {
             operation,
             document,
         })
-    }
-}
-
-/// A signed operation as the API takes it. `None` for a deposit, which nobody sends, and for a script
-/// that has no address.
-pub fn request(network: Network, operation: &Operation) -> Option<OperationRequest> {
-    match operation {
-        Operation::Deposit { .. } => None,
-        Operation::Transfer {
-            sender,
-            nonce,
-            amount,
-            fee,
-            recipient,
-            last_valid,
-            signature,
-        } => Some(OperationRequest::Transfer {
-            sender: sender.0,
-            nonce: *nonce,
-            amount_sat: amount.to_sat(),
-            fee_sat: fee.to_sat(),
-            recipient: recipient.to_address(network),
-            last_valid: last_valid.0,
-            signature: signature.to_string(),
-        }),
-        Operation::Withdraw {
-            sender,
-            nonce,
-            amount,
-            fee,
-            script_pubkey,
-            last_valid,
-            signature,
-        } => Some(OperationRequest::Withdraw {
-            sender: sender.0,
-            nonce: *nonce,
-            amount_sat: amount.to_sat(),
-            fee_sat: fee.to_sat(),
-            address: Address::from_script(script_pubkey, network)
-                .ok()?
-                .to_string(),
-            last_valid: last_valid.0,
-            signature: signature.to_string(),
-        }),
     }
 }
 

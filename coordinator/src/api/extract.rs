@@ -104,11 +104,16 @@ pub fn limit_of(page: &Page) -> Result<usize, Failure> {
 
 /// An account's address of the vault's network.
 pub fn account_key(network: Network, address: &str) -> Result<AccountKey, Failure> {
-    AccountKey::from_address(network, address).map_err(|error| match &error {
-        AddressError::Network { .. } => Failure::because(Code::WrongNetwork, &error),
+    AccountKey::from_address(network, address).map_err(|error| bad_account(&error))
+}
+
+/// Why an account's address is none.
+pub fn bad_account(error: &AddressError) -> Failure {
+    match error {
+        AddressError::Network { .. } => Failure::because(Code::WrongNetwork, error),
         AddressError::Checksum
         | AddressError::Prefix { .. }
         | AddressError::Length
-        | AddressError::Key(_) => Failure::because(Code::InvalidAccount, &error),
-    })
+        | AddressError::Key(_) => Failure::because(Code::InvalidAccount, error),
+    }
 }

@@ -6,16 +6,16 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use bitcoin::{Address, Amount, Network, Script, ScriptBuf, address::NetworkUnchecked};
-use ledger::{AccountIndex, Operation, OperationError, OperationId, SequenceNumber, Signature};
+use bitcoin::Network;
+use ledger::{Operation, OperationError, OperationId};
 use protocol::{
-    api::{OperationDocument, OperationRequest, RequestStatus},
+    api::{FieldError, OperationDocument, OperationRequest, RequestStatus},
     request::UserRequest,
 };
 
 use super::{
     Route, Shared,
-    extract::{Body, Segment, account_key},
+    extract::{Body, Segment, bad_account},
     problem::{Code, Failure},
     vault_of, waits,
 };
@@ -67,61 +67,13 @@ fn accept(
 ///
 /// # Errors
 /// A [`Failure`] that names the field.
-pub fn parse(network: Network, request: OperationRequest) -> Result<Operation, Failure> {
-    Ok(match request {
-        OperationRequest::Transfer {
-            sender,
-            nonce,
-            amount_sat,
-            fee_sat,
-            recipient,
-            last_valid,
-            signature,
-        } => Operation::Transfer {
-            sender: AccountIndex(sender),
-            nonce,
-            amount: Amount::from_sat(amount_sat),
-            fee: Amount::from_sat(fee_sat),
-            recipient: account_key(network, &recipient)?,
-            last_valid: SequenceNumber(last_valid),
-            signature: parse_signature(&signature)?,
-        },
-        OperationRequest::Withdraw {
-            sender,
-            nonce,
-            amount_sat,
-            fee_sat,
-            address,
-            last_valid,
-            signature,
-        } => Operation::Withdraw {
-            sender: AccountIndex(sender),
-            nonce,
-            amount: Amount::from_sat(amount_sat),
-            fee: Amount::from_sat(fee_sat),
-            script_pubkey: parse_address(network, &address)?,
-            last_valid: SequenceNumber(last_valid),
-            signature: parse_signature(&signature)?,
-        },
+fn parse(network: Network, request: OperationRequest) -> Result<Operation, Failure> {
+    request.operation(network).map_err(|error| match &error {
+        FieldError::Recipient(error) => bad_account(error),
+        FieldError::Address(error) => Failure::because(Code::InvalidAddress, error),
+        FieldError::Network(_) => Failure::because(Code::WrongNetwork, &error),
+        FieldError::Signature(error) => Failure::because(Code::MalformedSignature, error),
     })
-}
-
-fn parse_signature(text: &str) -> Result<Signature, Failure> {
-    text.parse()
-        .map_err(|error: ledger::DecodeError| Failure::because(Code::MalformedSignature, &error))
-}
-
-fn parse_address(network: Network, text: &str) -> Result<ScriptBuf, Failure> {
-    let address: Address<NetworkUnchecked> =
-        text.parse()
-            .map_err(|error: bitcoin::address::ParseError| {
-                Failure::because(Code::InvalidAddress, &error)
-            })?;
-    if !address.is_valid_for_network(network) {
-        let detail = format!("the Bitcoin address is not for {network}");
-        return Err(Failure::new(Code::WrongNetwork, detail));
-    }
-    Ok(address.assume_checked().script_pubkey())
 }
 
 fn refused(error: &AcceptError) -> Failure {
@@ -192,10 +144,11 @@ fn document(
         Some(sequence) => reader.store.get(&BATCHES, &sequence.0)?,
         None => None,
     };
-    let operation = request(reader.parameters.network, &record.operation).ok_or_else(|| {
-        tracing::error!(%id, "a deposit is among the signed operations");
-        Failure::new(Code::Internal, "the record of this operation is damaged")
-    })?;
+    let operation =
+        OperationRequest::of(reader.parameters.network, &record.operation).ok_or_else(|| {
+            tracing::error!(%id, "a deposit is among the signed operations");
+            Failure::new(Code::Internal, "the record of this operation is damaged")
+        })?;
     Ok(OperationDocument {
         operation_id: id.to_string(),
         operation,
@@ -208,53 +161,6 @@ fn document(
             .map(|txid| txid.to_string()),
         steps: progress.steps.clone(),
     })
-}
-
-/// An operation as it was sent; `None` for a deposit, which nobody sends.
-fn request(network: Network, operation: &Operation) -> Option<OperationRequest> {
-    match operation {
-        Operation::Deposit { .. } => None,
-        Operation::Transfer {
-            sender,
-            nonce,
-            amount,
-            fee,
-            recipient,
-            last_valid,
-            signature,
-        } => Some(OperationRequest::Transfer {
-            sender: sender.0,
-            nonce: *nonce,
-            amount_sat: amount.to_sat(),
-            fee_sat: fee.to_sat(),
-            recipient: recipient.to_address(network),
-            last_valid: last_valid.0,
-            signature: signature.to_string(),
-        }),
-        Operation::Withdraw {
-            sender,
-            nonce,
-            amount,
-            fee,
-            script_pubkey,
-            last_valid,
-            signature,
-        } => Some(OperationRequest::Withdraw {
-            sender: sender.0,
-            nonce: *nonce,
-            amount_sat: amount.to_sat(),
-            fee_sat: fee.to_sat(),
-            address: address(network, script_pubkey),
-            last_valid: last_valid.0,
-            signature: signature.to_string(),
-        }),
-    }
-}
-
-/// Standard scripts have addresses; any other is shown as hex.
-fn address(network: Network, script: &Script) -> String {
-    Address::from_script(script, network)
-        .map_or_else(|_| script.to_hex_string(), |address| address.to_string())
 }
 
 /// The endpoints in here.

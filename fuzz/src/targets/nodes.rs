@@ -1,12 +1,9 @@
 //! What nodes read from their own disk and from clients.
 
 use bitcoin::{Amount, Network, OutPoint, TxOut, Txid};
-use coordinator::{
-    api::parse_operation,
-    records::{
-        self, BatchRecord, Bump, BumpFailure, DepositRecord, OperationRecord, Progress, RefusedFee,
-        SignedCandidate, TopUpRecord,
-    },
+use coordinator::records::{
+    self, BatchRecord, Bump, BumpFailure, DepositRecord, OperationRecord, Progress, RefusedFee,
+    SignedCandidate, TopUpRecord,
 };
 use node::history::{self, Confirmed};
 use operator::held::Held;
@@ -17,7 +14,6 @@ use protocol::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use storage::{Key, Table};
-use wallet::send;
 
 use super::{select, selected};
 use crate::{
@@ -256,20 +252,20 @@ fn honest_keys() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// A signed operation as clients send it. What is taken reads the same when a wallet sends it back.
+/// A signed operation as clients send it. What is taken reads the same when it is sent again.
 fn operation(bytes: &[u8]) -> Verdict {
     const NETWORK: Network = Network::Regtest;
     let Ok(request) = serde_json::from_slice::<OperationRequest>(bytes) else {
         return Verdict::Refused;
     };
-    let Ok(operation) = parse_operation(NETWORK, request) else {
+    let Ok(operation) = request.operation(NETWORK) else {
         return Verdict::Refused;
     };
     if operation.check_form().is_err() {
         return Verdict::Refused;
     }
-    let again = send::request(NETWORK, &operation).unwrap();
-    assert_eq!(parse_operation(NETWORK, again).unwrap(), operation);
+    let again = OperationRequest::of(NETWORK, &operation).unwrap();
+    assert_eq!(again.operation(NETWORK).unwrap(), operation);
     let id = operation.id(&honest().vault.id());
     let own = honest().body.operation_ids().any(|own| own == id);
     let same = honest().body.operations.iter().any(|own| {
@@ -301,7 +297,7 @@ fn operation(bytes: &[u8]) -> Verdict {
 fn honest_operation() -> Vec<(&'static str, Vec<u8>)> {
     let json = |index: usize| {
         let operation = &honest().body.operations[index];
-        let request = send::request(Network::Regtest, operation).unwrap();
+        let request = OperationRequest::of(Network::Regtest, operation).unwrap();
         serde_json::to_vec(&request).unwrap()
     };
     vec![("transfer", json(2)), ("withdrawal", json(3))]

@@ -41,13 +41,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     node::harden::harden()?;
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "info,libp2p=warn,yamux=warn".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    node::log::init(node::log::OF_A_NODE);
     let Command::Run {
         settings,
         role,

@@ -22,12 +22,7 @@ struct Arguments {
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "what the command is for")]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    node::log::init("info");
     let arguments = Arguments::parse();
     let settings = liar::settings::Settings::load(&arguments.settings)?;
     let table = liar::run(&settings).await?;

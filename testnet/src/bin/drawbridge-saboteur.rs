@@ -30,12 +30,7 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    node::log::init("info");
     let Command::Run { settings, fault } = Arguments::parse().command;
     let settings = Settings::load(&settings)?;
     let identity = node::files::load_identity(&settings.identity)?;
