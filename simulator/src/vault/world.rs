@@ -3,6 +3,7 @@
 mod coordinators;
 mod form;
 mod lies;
+mod message;
 mod miners;
 mod operators;
 mod sessions;
@@ -27,7 +28,9 @@ use protocol::{
     transaction::BatchTransaction,
 };
 use rand::Rng as _;
-use threshold::{SignerId, sign::PackageHash};
+use threshold::sign::PackageHash;
+
+use message::Message;
 
 use super::{
     books::Books,
@@ -43,11 +46,16 @@ use crate::{
     Failure,
     operator::Operator,
     schedule::{Conduct, Plan},
-    signatures::{AnswerOf, CommitmentsOf, Signatures},
+    signatures::Signatures,
 };
 
-/// What all proofs look like.
-pub const PROOF: &[u8] = b"proven";
+/// How all proofs begin. What follows differs from body to body: proofs are random, even of the same operations.
+const PROOF: &[u8] = b"proven";
+
+/// Whether a proof verifies.
+pub fn is_proof(proof: &[u8]) -> bool {
+    proof.strip_prefix(PROOF).map(<[u8]>::len) == Some(size_of::<u64>())
+}
 /// Between two rounds of a coordinator's work.
 const ROUND_MS: u64 = 3_000;
 /// Between two blocks, at most; half of that on average.
@@ -64,59 +72,6 @@ const PATIENCE: u32 = 80;
 const FUNDS: u8 = 8;
 /// Time of the first block.
 const EPOCH_S: u64 = 1_700_000_000;
-
-/// What nodes say to each other.
-enum Message<C: Signatures> {
-    Propose(Candidate, Arc<Body>),
-    Accept(SessionId, CommitmentsOf<C>),
-    Refuse(SessionId, Refusal),
-    Sign {
-        session: SessionId,
-        attempt: u32,
-        commitments: Arc<BTreeMap<SignerId, CommitmentsOf<C>>>,
-    },
-    Answer(SessionId, u32, AnswerOf<C>),
-    Declined(SessionId, u32, Refusal),
-    PassOn(SessionId, Candidate, Arc<Body>),
-    Receipt(SessionId),
-    Signed(Txid),
-    Copy(Operation),
-    Kept(u32, u64),
-    AskBatch(Txid),
-    Batch(Candidate, Arc<Body>),
-    AskRequests,
-    Requests(Vec<Operation>),
-}
-
-impl<C: Signatures> Clone for Message<C> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Propose(candidate, body) => Self::Propose(candidate.clone(), body.clone()),
-            Self::Accept(id, commitments) => Self::Accept(*id, commitments.clone()),
-            Self::Refuse(id, refusal) => Self::Refuse(*id, refusal.clone()),
-            Self::Sign {
-                session,
-                attempt,
-                commitments,
-            } => Self::Sign {
-                session: *session,
-                attempt: *attempt,
-                commitments: commitments.clone(),
-            },
-            Self::Answer(id, attempt, answer) => Self::Answer(*id, *attempt, answer.clone()),
-            Self::Declined(id, attempt, refusal) => Self::Declined(*id, *attempt, refusal.clone()),
-            Self::PassOn(id, candidate, body) => Self::PassOn(*id, candidate.clone(), body.clone()),
-            Self::Receipt(id) => Self::Receipt(*id),
-            Self::Signed(txid) => Self::Signed(*txid),
-            Self::Copy(operation) => Self::Copy(operation.clone()),
-            Self::Kept(sender, nonce) => Self::Kept(*sender, *nonce),
-            Self::AskBatch(txid) => Self::AskBatch(*txid),
-            Self::Batch(candidate, body) => Self::Batch(candidate.clone(), body.clone()),
-            Self::AskRequests => Self::AskRequests,
-            Self::Requests(list) => Self::Requests(list.clone()),
-        }
-    }
-}
 
 enum Event<C: Signatures> {
     Deliver {

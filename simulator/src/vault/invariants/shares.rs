@@ -151,7 +151,7 @@ impl Verdict<'_> {
                 .body
                 .proofs
                 .iter()
-                .any(|proof| proof != crate::vault::world::PROOF)
+                .any(|proof| !crate::vault::world::is_proof(proof))
         {
             return Err(broken("S4", "a wrong digest or proof"));
         }
@@ -194,7 +194,7 @@ impl Given {
             .0
             .entry((candidate.sequence, candidate.parent))
             .or_default();
-        let mut first = height;
+        let (mut first, mut body) = (height, candidate.body);
         if let Some(last) = given.last() {
             if last.body == candidate.body {
                 first = last.first;
@@ -203,8 +203,8 @@ impl Given {
                     return Err(broken("S7", "a replacement that does not pay more"));
                 }
             } else if last.txid == candidate.txid {
-                // The same transaction under another body's proofs.
-                first = last.first;
+                // The same transaction under another body's proofs: it is the batch that was signed.
+                (first, body) = (last.first, last.body);
             } else if height.saturating_sub(last.first) < replacement_delay && !is_lost(&last.body)
             {
                 return Err(broken(
@@ -217,7 +217,7 @@ impl Given {
             }
         }
         given.push(Share {
-            body: candidate.body,
+            body,
             fee: candidate.fee,
             txid: candidate.txid,
             first,

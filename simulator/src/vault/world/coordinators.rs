@@ -247,22 +247,25 @@ impl<C: Signatures> World<C> {
         Ok(())
     }
 
-    /// Gives the batch's latest signed transaction to the Bitcoin network.
-    fn give(&mut self, coordinator: usize, sequence: u64) -> Result<(), String> {
+    /// Gives the batch's latest signed transaction to the Bitcoin network. Says whether that refuses it.
+    fn give(&mut self, coordinator: usize, sequence: u64) -> Result<bool, String> {
         let record = self
             .coordinators
             .get(coordinator)
             .and_then(|one| one.records.get(&sequence));
-        let Some(record) = record else { return Ok(()) };
+        let Some(record) = record else {
+            return Ok(false);
+        };
         let signed = record.made.iter().rev().find(|made| made.is_signed);
         let Some(txid) = signed.map(|made| made.candidate.txid) else {
-            return Ok(());
+            return Ok(false);
         };
         let status = record.status;
-        if self.submit(txid) && status == BatchStatus::Signed {
+        let is_taken = self.submit(txid);
+        if is_taken && status == BatchStatus::Signed {
             self.advance(coordinator, sequence, Input::Submitted)?;
         }
-        Ok(())
+        Ok(!is_taken)
     }
 
     /// Sees that the batch stays in the mempool, and pays more if that takes long.
@@ -280,9 +283,10 @@ impl<C: Signatures> World<C> {
         };
         let (txid, since, status) = (signed.candidate.txid, record.since, record.status);
         let is_gone = !self.chain.is_pooled(&txid) && self.chain.confirmed_at(&txid).is_none();
+        let mut is_refused = false;
         if is_gone && (status == BatchStatus::Signed || self.fault != Some(Fault::NeverResubmits)) {
             self.counts.resubmitted = self.counts.resubmitted.saturating_add(1);
-            self.give(coordinator, sequence)?;
+            is_refused = self.give(coordinator, sequence)?;
         }
         if self.is_given_up(coordinator, sequence) {
             return self.advance(coordinator, sequence, Input::Dissolved);
@@ -290,7 +294,7 @@ impl<C: Signatures> World<C> {
         let is_slow =
             height.saturating_sub(since) >= BUMP_AFTER && self.chain.confirmed_at(&txid).is_none();
         if is_slow && self.fault != Some(Fault::NeverBumps) {
-            return self.bump(coordinator, sequence);
+            return self.bump(coordinator, sequence, is_refused);
         }
         Ok(())
     }

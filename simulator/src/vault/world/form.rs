@@ -39,6 +39,8 @@ pub(super) struct Draft {
     pub(super) top_ups: Vec<TopUp>,
     pub(super) next: Commitment,
     pub(super) digests: Vec<[u8; 32]>,
+    /// What each of its proofs is.
+    proof: Vec<u8>,
 }
 
 impl Draft {
@@ -68,7 +70,7 @@ impl Draft {
                 .map(|deposit| deposit.address.terms.clone())
                 .collect(),
             digests: self.digests.clone(),
-            proofs: vec![PROOF.to_vec(); self.digests.len().saturating_sub(1)],
+            proofs: vec![self.proof.clone(); self.digests.len().saturating_sub(1)],
         }
     }
 }
@@ -180,6 +182,7 @@ impl<C: Signatures> World<C> {
             top_ups: self.ripe_top_ups(&head),
             next,
             digests: replayed.digests.clone(),
+            proof: [PROOF, &self.sent.to_le_bytes()].concat(),
         })
     }
 
@@ -279,8 +282,13 @@ impl<C: Signatures> World<C> {
         }
     }
 
-    /// The same batch with a higher fee (S7).
-    pub(super) fn bump(&mut self, coordinator: usize, sequence: u64) -> Result<(), String> {
+    /// The same batch with a higher fee (S7), if miners ask for more, or the mempool refuses what there is.
+    pub(super) fn bump(
+        &mut self,
+        coordinator: usize,
+        sequence: u64,
+        is_refused: bool,
+    ) -> Result<(), String> {
         let Some(one) = self.coordinators.get(coordinator) else {
             return Ok(());
         };
@@ -308,17 +316,17 @@ impl<C: Signatures> World<C> {
             top_ups: self.topped_up(last),
             next: last.built.treasury.commitment,
             digests: body.digests.clone(),
+            proof: body.proofs.first().cloned().unwrap_or_default(),
         };
         let free = draft.build(self.place, Amount::ZERO);
         let weight = free.map_or(signed.weight, |free| free.weight());
         let Some(raised) = self.raise(head.outpoint, Some(signed), weight) else {
             return Ok(());
         };
-        // One that miners take already is not paid for again, unless the mempool does not take it.
         let vbytes = signed.weight.to_vbytes_ceil();
         let market = self.rate().saturating_mul(vbytes).div_ceil(1_000);
         let is_poor = signed.fee.to_sat().saturating_add(vbytes) <= market;
-        if !is_poor && self.chain.is_pooled(&last.candidate.txid) {
+        if !is_poor && !is_refused {
             return Ok(());
         }
         let Some((candidate, built)) = self.with_fee(&draft, raised.wanted) else {

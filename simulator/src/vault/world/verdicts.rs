@@ -14,7 +14,7 @@ use protocol::{
     message::{Refusal, Rule, SessionId},
 };
 
-use super::{Fault, PROOF, World, text};
+use super::{Fault, World, is_proof, text};
 use crate::{signatures::Signatures, vault::invariants::Verdict};
 
 impl<C: Signatures> World<C> {
@@ -60,7 +60,7 @@ impl<C: Signatures> World<C> {
         }
         let judged = verify::judge(&evidence, |body, digests| {
             let chunks = digests.len().saturating_sub(1);
-            if body.proofs.len() == chunks && body.proofs.iter().all(|proof| proof == PROOF) {
+            if body.proofs.len() == chunks && body.proofs.iter().all(|proof| is_proof(proof)) {
                 Ok(())
             } else {
                 Err(Refusal::new(Rule::S4, "a proof does not verify"))
