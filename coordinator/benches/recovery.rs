@@ -248,6 +248,7 @@ fn outpoint(number: usize) -> OutPoint {
 fn make(folder: PathBuf, accounts: u32, requests: u32) {
     std::fs::create_dir_all(&folder).unwrap();
     let setting = Setting::at(folder.clone());
+    terms::watch_all(&setting.reader.store, &setting.vault.group_key()).unwrap();
     let mut keys: Vec<AccountKey> = (0..requests)
         .map(|number| secret(number).public())
         .collect();
@@ -286,7 +287,6 @@ fn make(folder: PathBuf, accounts: u32, requests: u32) {
     drop(setting);
     // Opened again, so that what was in the log file is in tables, as it will be when it is looked at.
     let setting = Setting::at(folder.clone());
-    terms::watch_all(&setting.reader.store, &setting.vault.group_key()).unwrap();
     println!("{}", bytes_at_rest(&folder));
     let all: Vec<u32> = (0..requests).collect();
     for group in all.chunks(GROUP) {

@@ -129,10 +129,13 @@ impl Shown {
 
 /// Writes terms, and has blocks searched for their address.
 pub fn put(changes: &mut Changes, address: &DepositAddress) {
-    let hash = address.terms.hash().0;
-    changes.put(&TERMS, &hash, &address.terms);
+    changes.put(&TERMS, &address.terms.hash().0, &address.terms);
+    watch(changes, address);
+}
+
+fn watch(changes: &mut Changes, address: &DepositAddress) {
     if let Some(key) = output_key(&address.script_pubkey) {
-        changes.put(&WATCHED, &key, &hash);
+        changes.put(&WATCHED, &key, &address.terms.hash().0);
     }
 }
 
@@ -149,7 +152,7 @@ pub fn watch_all(store: &Store, group: &XOnlyPublicKey) -> Result<(), WatchError
     for (row, number) in rows.zip(1_usize..) {
         let (_, terms) = row?;
         match terms.address(group) {
-            Ok(address) => put(&mut changes, &address),
+            Ok(address) => watch(&mut changes, &address),
             Err(error) => tracing::error!(%error, "stored terms give no address"),
         }
         if number.is_multiple_of(GROUP) {
