@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bitcoin::Transaction;
 use ledger::{OperationId, SequenceNumber};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use threshold::{GroupInfo, SignerId, dkg, repair::Run, sign::Commitments};
 
 use crate::{
@@ -135,6 +135,7 @@ pub enum Ask {
         /// Numbers the attempts of a session from 1.
         attempt: u32,
         /// The signers of this attempt with the commitments to use.
+        #[serde(deserialize_with = "points")]
         commitments: BTreeMap<SignerId, Commitments>,
     },
     /// "Show me an attestation document about your identity key."
@@ -187,8 +188,18 @@ pub enum Ask {
         attempt: u32,
         /// The signers of this attempt with the commitments to use: of each one's vector as many pairs as there are
         /// inputs.
+        #[serde(deserialize_with = "points")]
         commitments: BTreeMap<SignerId, Commitments>,
     },
+}
+
+/// The commitments of a sign request, which are used at once: they must be points before anything is done about it.
+fn points<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<SignerId, Commitments>, D::Error> {
+    let commitments = BTreeMap::<SignerId, Commitments>::deserialize(from)?;
+    if commitments.values().all(Commitments::are_points) {
+        return Ok(commitments);
+    }
+    Err(D::Error::custom("a commitment is no point"))
 }
 
 /// The answer to an [`Ask`].
@@ -382,6 +393,25 @@ mod tests {
             epoch: 0,
             attempt: 1,
             commitments: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_sign_request_with_a_commitment_that_is_no_point_is_not_decoded() {
+        let generator =
+            "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".repeat(2);
+        let right = hex::decode(generator).unwrap();
+        let mut compact = right.clone();
+        compact[0] = 5;
+        for (pair, is_right) in [(right, true), (compact, false), (vec![0; 66], false)] {
+            let pair = Commitments::try_from(pair).unwrap();
+            let ask = Ask::Sign {
+                session: SessionId([7; 32]),
+                epoch: 0,
+                attempt: 1,
+                commitments: BTreeMap::from([(SignerId::derive(&[1; 32]), pair)]),
+            };
+            assert_eq!(decode::<Ask>(&encode(&ask)).is_ok(), is_right);
         }
     }
 
