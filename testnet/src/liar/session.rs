@@ -4,6 +4,7 @@
 
 mod candidates;
 mod commitments;
+mod pooled;
 
 use std::{
     collections::BTreeMap,
@@ -133,6 +134,7 @@ pub async fn play(stage: &Stage, honest: Honest) -> anyhow::Result<Vec<Finding>>
     let (shares, next) = table.honest_share(&round1).await?;
     table.share_is_for_nothing_else(&round1, &shares)?;
     table.once_more(&round1, &shares, &next).await?;
+    table.entries(&round1, &next).await?;
     table.no_second(rivals).await?;
     Ok(table.findings)
 }
