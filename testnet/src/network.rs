@@ -179,8 +179,11 @@ impl Node {
             return true;
         };
         if let Some(pid) = child.id() {
-            // The shell's kill: no crate for one signal.
-            let _ = Command::new("kill").arg(pid.to_string()).status().await;
+            // The shell's own kill: no crate for one signal, and a small Debian has no program of that name.
+            let _ = Command::new("sh")
+                .args(["-c", &format!("kill {pid}")])
+                .status()
+                .await;
         }
         let ended = tokio::time::timeout(PATIENCE, child.wait()).await.is_ok();
         if !ended {
