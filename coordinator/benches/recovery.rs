@@ -16,6 +16,8 @@
 #[allow(dead_code, reason = "made for the tests of the API")]
 #[path = "../tests/api/setting.rs"]
 mod setting;
+#[path = "../../benches/steal.rs"]
+mod steal;
 
 use std::{
     collections::VecDeque,
@@ -51,6 +53,7 @@ use protocol::{
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 use setting::Setting;
+use steal::Steal;
 use storage::{Changes, Direction};
 use tokio_util::sync::CancellationToken;
 
@@ -112,7 +115,7 @@ fn apart(words: &[&str]) -> Vec<f64> {
 }
 
 fn print(is_full: bool) {
-    let cpu = cpu_times();
+    let steal = Steal::now();
     // Under the build directory: the system's temporary folder may be memory, which syncs for free.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     println!(
@@ -137,13 +140,7 @@ fn print(is_full: bool) {
         println!();
         before = rows;
     }
-    match cpu.zip(cpu_times()) {
-        Some(((all, stolen), (all_now, stolen_now))) => println!(
-            "CPU steal meanwhile: {:.1} % of all CPU time",
-            100.0 * (stolen_now - stolen) / (all_now - all).max(1.0)
-        ),
-        None => println!("CPU steal meanwhile: unknown (no /proc/stat)"),
-    }
+    println!("{steal}");
 }
 
 fn size(folder: &Path, accounts: u32, requests: u32, say: &mut dyn FnMut(&'static str, f64)) {
@@ -220,18 +217,6 @@ fn resident() -> f64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     line.and_then(|line| line.split_whitespace().nth(1))
         .map_or(f64::NAN, |number| number.parse().unwrap())
-}
-
-/// All ticks, and those that the hypervisor took.
-fn cpu_times() -> Option<(f64, f64)> {
-    let stat = std::fs::read_to_string("/proc/stat").ok()?;
-    let line = stat.lines().next()?.strip_prefix("cpu ")?;
-    let ticks: Vec<f64> = line
-        .split_whitespace()
-        .filter_map(|t| t.parse().ok())
-        .collect();
-    // Guest time, the last two, is contained in user time.
-    Some((ticks.get(..8)?.iter().sum(), *ticks.get(7)?))
 }
 
 /// Those that send have a known secret; the others' keys are multiples of the generator, one addition each.

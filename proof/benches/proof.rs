@@ -8,6 +8,9 @@
     missing_docs
 )]
 
+#[path = "../../benches/steal.rs"]
+mod steal;
+
 use std::{
     fs,
     time::{Duration, Instant},
@@ -21,6 +24,7 @@ use ledger::{
 use proof::{Keys, constraint_count, prove_chunk, verify_chunk, verify_chunks};
 use rand::{SeedableRng as _, rngs::OsRng};
 use rand_chacha::ChaCha8Rng;
+use steal::Steal;
 
 const VAULT: VaultId = VaultId([1; 32]);
 const SEQUENCE: SequenceNumber = SequenceNumber(1);
@@ -33,7 +37,7 @@ const VERIFICATIONS: usize = 100;
 const OPERATIONS: u32 = 2_000;
 
 fn main() {
-    let cpu = CpuTimes::now();
+    let steal = Steal::now();
     println!("{:<52} {:>14} {:>14}", "", "wall", "cpu");
     println!("{:<52} {:>14}", "constraints per chunk", constraint_count());
     println!(
@@ -50,11 +54,7 @@ fn main() {
 
     proofs(&senders, &keys);
     native(&senders);
-    println!(
-        "{:<52} {:>13.1}%",
-        "CPU time stolen by other machines",
-        cpu.stolen_percent()
-    );
+    println!("{steal}");
 }
 
 /// Chunks with every kind of row and all rows in use.
@@ -239,35 +239,4 @@ fn summary(times: &mut [Cost]) -> (Cost, Cost) {
 fn row(name: &str, cost: Cost) {
     let [wall, cpu] = [cost.wall, cost.cpu].map(|time| time.as_secs_f64() * 1_000.0);
     println!("{name:<52} {wall:>11.1} ms {cpu:>11.1} ms");
-}
-
-/// The first line of `/proc/stat`; zeros where there is none.
-struct CpuTimes {
-    stolen: u64,
-    all: u64,
-}
-
-impl CpuTimes {
-    fn now() -> Self {
-        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let times: Vec<u64> = text
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        // user nice system idle iowait irq softirq steal
-        Self {
-            stolen: times.get(7).copied().unwrap_or(0),
-            all: times.iter().take(8).sum(),
-        }
-    }
-
-    fn stolen_percent(&self) -> f64 {
-        let now = Self::now();
-        let all = now.all.saturating_sub(self.all).max(1);
-        now.stolen.saturating_sub(self.stolen) as f64 * 100.0 / all as f64
-    }
 }

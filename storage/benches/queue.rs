@@ -2,6 +2,9 @@
 //! the disk itself does: `cargo bench --profile release -p storage --bench queue`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../../benches/steal.rs"]
+mod steal;
+
 use std::{
     fs::File,
     io::Write as _,
@@ -11,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use steal::Steal;
 use storage::{Changes, Queue, QueueDef, QueueLimits, Schema, Store};
 
 const JOBS: QueueDef<u64, Vec<u8>> = QueueDef::new("jobs", 1).limits(QueueLimits {
@@ -23,7 +27,7 @@ const RUN: Duration = Duration::from_secs(3);
 const PRODUCERS: [u64; 3] = [1, 8, 32];
 
 fn main() {
-    let cpu = cpu_times();
+    let steal = Steal::now();
     // Under the build directory: the system's temporary folder may be memory, which syncs for free.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     println!(
@@ -48,25 +52,7 @@ fn main() {
     }
     let disk_again = fsyncs_per_second(folder.path());
     line("fdatasync after each append, again", disk_again, 1, disk);
-    match cpu.zip(cpu_times()) {
-        Some(((all, stolen), (all_now, stolen_now))) => println!(
-            "\nCPU steal meanwhile: {:.1} % of all CPU time",
-            100.0 * (stolen_now - stolen) / (all_now - all).max(1.0)
-        ),
-        None => println!("\nCPU steal meanwhile: unknown (no /proc/stat)"),
-    }
-}
-
-/// All ticks, and those that the hypervisor took.
-fn cpu_times() -> Option<(f64, f64)> {
-    let stat = std::fs::read_to_string("/proc/stat").ok()?;
-    let line = stat.lines().next()?.strip_prefix("cpu ")?;
-    let ticks: Vec<f64> = line
-        .split_whitespace()
-        .filter_map(|t| t.parse().ok())
-        .collect();
-    // Guest time, the last two, is contained in user time.
-    Some((ticks.get(..8)?.iter().sum(), *ticks.get(7)?))
+    println!("\n{steal}");
 }
 
 fn line(what: &str, rate: f64, at_once: u64, disk: f64) {

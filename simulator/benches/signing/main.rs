@@ -20,9 +20,11 @@ mod raw;
 mod roast;
 mod session;
 mod signing;
+#[path = "../../../benches/steal.rs"]
+mod steal;
 
-use machine::Steal;
 use peak_alloc::PeakAlloc;
+use steal::Steal;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -42,8 +44,5 @@ fn main() {
             std::process::exit(2);
         }
     }
-    match steal.since() {
-        Some(percent) => println!("\nCPU steal meanwhile: {percent:.1} % of all CPU time"),
-        None => println!("\nCPU steal meanwhile: unknown (no /proc/stat)"),
-    }
+    println!("\n{steal}");
 }

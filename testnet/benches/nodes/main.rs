@@ -12,12 +12,15 @@
 mod figures;
 mod frost;
 mod proofs;
+#[path = "../../../benches/steal.rs"]
+mod steal;
 
 use std::path::Path;
 
 use figures::{Figures, Mean};
 use frost::{Side, Step, Timings};
 use proofs::ChunkCosts;
+use steal::Steal;
 use testnet::{
     network::{LocalNetwork, Size, proof_keys},
     scenario::{self, Scenario, Story},
@@ -36,7 +39,7 @@ struct Taken {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let stolen = Steal::now();
+    let steal = Steal::now();
     let keys = proof_keys(|_| {})?;
     let chunk = proofs::take(&keys);
     let mut signing = Vec::new();
@@ -50,10 +53,7 @@ async fn main() -> anyhow::Result<()> {
     }
     print_signing(&signing);
     print_proving(&proving);
-    match stolen.since() {
-        Some(percent) => println!("\nCPU steal meanwhile: {percent:.1} % of all CPU time"),
-        None => println!("\nCPU steal meanwhile: unknown (no /proc/stat)"),
-    }
+    println!("\n{steal}");
     Ok(())
 }
 
@@ -193,28 +193,5 @@ fn print_proving(rows: &[ProvingRow]) {
             c / a,
             d / b
         );
-    }
-}
-
-/// The kernel's counters of all CPU time and of what the hypervisor took (proc(5)).
-struct Steal(Option<(u64, u64)>);
-
-impl Steal {
-    fn now() -> Self {
-        Self(std::fs::read_to_string("/proc/stat").ok().and_then(|stat| {
-            let line = stat.lines().next()?.strip_prefix("cpu ")?;
-            let ticks: Vec<u64> = line
-                .split_whitespace()
-                .filter_map(|t| t.parse().ok())
-                .collect();
-            // Guest time, the last two, is contained in user time.
-            Some((ticks.get(..8)?.iter().sum(), *ticks.get(7)?))
-        }))
-    }
-
-    fn since(&self) -> Option<f64> {
-        let (before, now) = (self.0?, Self::now().0?);
-        let all = now.0.saturating_sub(before.0).max(1);
-        Some(100.0 * now.1.saturating_sub(before.1) as f64 / all as f64)
     }
 }
