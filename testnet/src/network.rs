@@ -1,11 +1,12 @@
 //! A local network: one bitcoind, one coordinator and n operators, each a process of its own with its own
 //! folder, keys and ports, as they would run on hosts of their own.
 
+mod process;
+
 use std::{
-    fs::{self, File},
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -18,15 +19,15 @@ use protocol::{
     parameters::Parameters,
     roster::{Member, Roster},
 };
-use tokio::process::{Child, Command};
 use wallet::Client;
+
+pub use process::Node;
 
 use crate::{
     bitcoind::{Bitcoind, BitcoindOptions},
     crasher::{Claims, Crashes, Role},
     hosts::{Hosts, Place, free_port},
     liar::settings::Caps,
-    saboteur::Fault,
     small_disk::SmallDisk,
 };
 
@@ -36,8 +37,6 @@ pub const GENESIS: Amount = Amount::from_sat(1_000_000);
 pub const LOW_SURPLUS: u64 = 1_050_000;
 /// Blocks that pass a batch over before its fee is raised, where a scenario asks for it.
 pub const BUMP_AFTER_BLOCKS: u16 = 3;
-/// How long a process may take to end by itself before it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Passphrase of the operators' key files.
 pub const PASSPHRASE: &str = "local network only";
 /// Passphrase of their backups.
@@ -107,192 +106,6 @@ impl Extras {
         } else {
             4 * BUMP_AFTER_BLOCKS
         }
-    }
-}
-
-/// One node.
-pub struct Node {
-    /// Its name in the roster, and its folder's.
-    pub name: String,
-    /// Where its pages are: `/metrics` and others.
-    pub pages: String,
-    binary: PathBuf,
-    /// Set while the node misbehaves.
-    fault: Option<Fault>,
-    /// Set while the node dies wherever it can.
-    crashes: Option<Claims>,
-    settings: PathBuf,
-    log: PathBuf,
-    child: Option<Child>,
-    /// Of the latest process.
-    pid: u32,
-    /// Where its data are, if that can be filled up.
-    disk: Option<SmallDisk>,
-}
-
-impl Node {
-    /// Starts the process; its log goes on where it ended.
-    ///
-    /// # Errors
-    /// When the binary can't be started.
-    pub fn start(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = match (self.fault, &self.crashes) {
-            (None, None) => Command::new(&self.binary),
-            (Some(_), _) => Command::new(binary("drawbridge-saboteur")?),
-            (None, Some(_)) => Command::new(binary("drawbridge-crasher")?),
-        };
-        command.args(["run", "--settings"]).arg(&self.settings);
-        if let Some(claims) = self.crashes.as_ref().filter(|_| self.fault.is_none()) {
-            command.args(claims.arguments());
-        }
-        if let Some(fault) = self.fault {
-            command.args(["--fault", fault.name()]);
-        }
-        let child = command
-            .env("DRAWBRIDGE_PASSPHRASE", PASSPHRASE)
-            .stdin(Stdio::null())
-            .stdout(Stdio::from(log.try_clone()?))
-            .stderr(Stdio::from(log))
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("can't start {}", self.binary.display()))?;
-        self.pid = child.id().unwrap_or_default();
-        self.child = Some(child);
-        Ok(())
-    }
-
-    /// SIGKILL, as a power cut would do it.
-    ///
-    /// # Errors
-    /// When the process can't be waited for.
-    pub async fn kill(&mut self) -> anyhow::Result<()> {
-        if let Some(mut child) = self.child.take() {
-            child.kill().await?;
-        }
-        Ok(())
-    }
-
-    /// SIGTERM, and SIGKILL for one that does not listen. Gives whether it ended by itself.
-    pub async fn stop(&mut self) -> bool {
-        let Some(mut child) = self.child.take() else {
-            return true;
-        };
-        if let Some(pid) = child.id() {
-            // The shell's own kill: no crate for one signal, and a small Debian has no program of that name.
-            let _ = Command::new("sh")
-                .args(["-c", &format!("kill {pid}")])
-                .status()
-                .await;
-        }
-        let ended = tokio::time::timeout(PATIENCE, child.wait()).await.is_ok();
-        if !ended {
-            let _ = child.kill().await;
-        }
-        ended
-    }
-
-    /// Runs another command of the node's program, such as `status`, and gives the JSON that it prints.
-    ///
-    /// # Errors
-    /// What the command says, or that it takes too long.
-    pub async fn ask(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
-        let running = Command::new(&self.binary)
-            .args(arguments)
-            .arg("--json")
-            .env("DRAWBRIDGE_OPERATOR_SETTINGS", &self.settings)
-            .env("DRAWBRIDGE_PASSPHRASE", PASSPHRASE)
-            .env("DRAWBRIDGE_BACKUP_PASSPHRASE", BACKUP_PASSPHRASE)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(PATIENCE, running)
-            .await
-            .with_context(|| format!("{arguments:?} takes too long"))??;
-        ensure!(
-            output.status.success(),
-            "{} {arguments:?}: {}",
-            self.name,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        serde_json::from_slice(&output.stdout).context("the command printed no JSON")
-    }
-
-    /// Where its data are, if that can be filled up.
-    pub fn disk(&self) -> Option<&SmallDisk> {
-        self.disk.as_ref()
-    }
-
-    /// The node's settings file.
-    pub fn settings(&self) -> &Path {
-        &self.settings
-    }
-
-    /// From its next start on the operator misbehaves, or behaves again.
-    pub fn set_fault(&mut self, fault: Option<Fault>) {
-        self.fault = fault;
-    }
-
-    /// From now on the node runs with another settings file.
-    pub fn use_settings(&mut self, settings: PathBuf) {
-        self.settings = settings;
-    }
-
-    /// Starts the process again if it has died at a point that it has claimed. Gives the point.
-    ///
-    /// # Errors
-    /// When it has ended in any other way, or can't be started.
-    pub fn rise(&mut self) -> anyhow::Result<Option<String>> {
-        let (Some(claims), Some(child)) = (&self.crashes, &mut self.child) else {
-            return Ok(None);
-        };
-        if child.try_wait()?.is_none() {
-            return Ok(None);
-        }
-        let point = claims.of(self.pid)?.with_context(|| {
-            format!(
-                "{} has ended by itself; its log is {}",
-                self.name,
-                self.log.display()
-            )
-        })?;
-        self.start()?;
-        Ok(Some(point))
-    }
-
-    /// From its next start on the node dies nowhere.
-    pub fn spare(&mut self) {
-        self.crashes = None;
-    }
-
-    /// Is the process there?
-    pub fn is_running(&mut self) -> bool {
-        self.child
-            .as_mut()
-            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    /// Where its log is.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
-    /// How long its log is, in bytes.
-    ///
-    /// # Errors
-    /// When it can't be read.
-    pub fn log_length(&self) -> anyhow::Result<usize> {
-        Ok(std::fs::read(&self.log)?.len())
-    }
-
-    /// The lines of its log behind so many bytes.
-    ///
-    /// # Errors
-    /// When it can't be read.
-    pub fn said_since(&self, seen: usize) -> anyhow::Result<Vec<String>> {
-        let log = std::fs::read(&self.log)?;
-        let new = String::from_utf8_lossy(log.get(seen..).unwrap_or_default());
-        Ok(new.lines().map(str::to_owned).collect())
     }
 }
 
@@ -464,22 +277,15 @@ impl LocalNetwork {
         fs::write(dir.join("vault.toml"), toml::to_string(&parameters)?)?;
         let node =
             |member: &Member, program: &str, pages: &str, place: &Place| -> anyhow::Result<Node> {
-                let role = Role::of(program);
-                let crashes = extras
-                    .crashes
-                    .map(|crashes| Claims::lay_out(&dir.join("crashes"), role, crashes));
-                Ok(Node {
-                    name: member.name.clone(),
-                    pages: format!("http://{pages}"),
-                    binary: place.program(&dir.join(&member.name), binary(program)?)?,
-                    fault: None,
-                    crashes: crashes.transpose()?,
-                    settings: dir.join(&member.name).join("settings.toml"),
-                    log: logs.join(format!("{}.log", member.name)),
-                    child: None,
-                    pid: 0,
-                    disk: None,
-                })
+                let folder = dir.join(&member.name);
+                let binary = place.program(&folder, binary(program)?)?;
+                let log = logs.join(format!("{}.log", member.name));
+                let mut node = Node::new(&folder, binary, log, format!("http://{pages}"));
+                if let Some(crashes) = extras.crashes {
+                    let role = Role::of(program);
+                    node.crash(Claims::lay_out(&dir.join("crashes"), role, crashes)?);
+                }
+                Ok(node)
             };
         let mut rpc = bitcoind.settings();
         if let Some(outside) = hosts.outside() {
@@ -497,7 +303,9 @@ impl LocalNetwork {
         for node in operator_nodes.iter_mut().chain([&mut coordinator_node]) {
             let data = dir.join(&node.name).join("data");
             let own = disks.iter().position(|disk| disk.holds(&data));
-            node.disk = own.map(|index| disks.swap_remove(index));
+            if let Some(index) = own {
+                node.set_disk(disks.swap_remove(index));
+            }
         }
         Ok(Self {
             operators: operator_nodes,
@@ -558,12 +366,11 @@ impl LocalNetwork {
                 if let Some(point) = node.rise()? {
                     self.deaths.push((node.name.clone(), point));
                 }
-                // A node that a scenario has killed has no child.
                 ensure!(
-                    node.child.is_none() || node.crashes.is_some() || node.is_running(),
+                    !node.has_failed(),
                     "{} has ended; its log is {}",
                     node.name,
-                    node.log.display()
+                    node.log().display()
                 );
             }
             ensure!(
