@@ -53,8 +53,9 @@ pub fn advance(
         let now = now_ms();
         for request in &record.requests {
             queue::mark(store, changes, request, |progress| {
-                progress.take(input, reason.map(str::to_owned), now);
-                progress.sequence = Some(record.sequence);
+                if progress.take(input, reason.map(str::to_owned), now) {
+                    progress.sequence = Some(record.sequence);
+                }
             })?;
         }
     }

@@ -272,22 +272,7 @@ mod tests {
     use threshold::SignerId;
 
     use super::*;
-
-    /// Three of five.
-    fn roster() -> Roster {
-        let member = |n: u8| Member {
-            name: format!("operator-{n}"),
-            key: PeerKey([n; 32]),
-            founding_key: None,
-            addresses: Vec::new(),
-        };
-        Roster {
-            threshold: 3,
-            operators: (1..=5).map(member).collect(),
-            coordinators: Vec::new(),
-            attestation: Default::default(),
-        }
-    }
+    use crate::refusals::tests::roster;
 
     /// All refuse the fee; an attempt has begun all the same, with nonces from the pool, and so many of its signers may
     /// have given a share.

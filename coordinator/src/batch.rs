@@ -302,8 +302,9 @@ async fn fill(
     for pick in picks {
         let now = now_ms();
         queue::mark(store, changes, &pick.lease.item, |progress| {
-            progress.take(Input::Taken, None, now);
-            progress.sequence = Some(sequence);
+            if progress.take(Input::Taken, None, now) {
+                progress.sequence = Some(sequence);
+            }
         })?;
         requests.ack(changes, pick.lease);
     }

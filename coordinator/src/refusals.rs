@@ -151,7 +151,7 @@ fn describe(roster: &Roster, refusals: &[&(PeerKey, Refusal)]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use protocol::roster::Member;
 
     use super::*;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     /// Three of five: three refusals are too many.
-    fn roster() -> Roster {
+    pub(crate) fn roster() -> Roster {
         let member = |n: u8| Member {
             name: format!("operator-{n}"),
             key: key(n),

@@ -23,7 +23,7 @@ use crate::{
 pub const MAX_TERMS: usize = 1_000_000;
 
 /// Addresses that are written at once by [`watch_all`].
-const GROUP: usize = 10_000;
+const AT_ONCE: usize = 10_000;
 
 /// Why terms were not kept; their address must not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +155,7 @@ pub fn watch_all(store: &Store, group: &XOnlyPublicKey) -> Result<(), WatchError
             Ok(address) => watch(&mut changes, &address),
             Err(error) => tracing::error!(%error, "stored terms give no address"),
         }
-        if number.is_multiple_of(GROUP) {
+        if number.is_multiple_of(AT_ONCE) {
             store.commit(std::mem::take(&mut changes))?;
         }
     }

@@ -146,7 +146,7 @@ pub fn paths() -> Vec<&'static str> {
 /// What one client address may take. Behind a reverse proxy all clients have the proxy's.
 #[derive(Clone, Copy, Debug)]
 pub struct PerAddress {
-    /// Requests a second, administrators' aside; bursts of twice as many pass.
+    /// Requests a second; bursts of twice as many pass.
     pub requests_per_second: u32,
     /// Streams of events at a time.
     pub event_streams: usize,
