@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use bitcoin::{
-    Address, Amount, BlockHash, Network, OutPoint, ScriptBuf, Txid,
+    Address, Amount, BlockHash, Network, OutPoint, ScriptBuf,
     secp256k1::{Keypair, Secp256k1},
 };
 use chain::BitcoinRpc;
@@ -11,7 +11,7 @@ use protocol::{deposit::DepositTerms, transaction::TopUp, vault::Vault};
 use rand::rngs::OsRng;
 use serde_json::json;
 
-use crate::bitcoind::MINER_WALLET;
+use crate::bitcoind::{self, MINER_WALLET};
 
 /// Blocks per call, so that each call stays within the client's timeout.
 const BLOCKS_PER_CALL: u32 = 200;
@@ -101,8 +101,7 @@ impl Purse {
     /// When bitcoind does not do it.
     pub async fn pay(&self, script: &ScriptBuf, amount: Amount) -> anyhow::Result<OutPoint> {
         let address = Address::from_script(script, self.network)?;
-        let params = [json!(address.to_string()), json!(amount.to_btc())];
-        let txid: Txid = self.rpc.call("sendtoaddress", &params).await?;
+        let txid = bitcoind::send(&self.rpc, &[(&address, amount)]).await?;
         let transaction = self
             .rpc
             .transaction(txid, None)

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use bitcoin::{Address, Amount};
 use protocol::api::{BatchDocument, BatchStatus, Page, RequestStatus};
-use serde_json::json;
 use wallet::{Wallet, send::SendOptions};
 
 use super::{Holding, STEP, Story, WALLET_PASSPHRASE, check, deposit, mine_until, until_deposits};
 use crate::{
+    bitcoind,
     network::{Extras, LocalNetwork},
     report::{Batch, Report},
     scenario::{Scenario, User},
@@ -173,17 +173,12 @@ async fn pay_in(
         if now == 0 {
             break;
         }
-        let amount = Amount::from_sat(sats).to_btc();
-        let to: serde_json::Map<String, serde_json::Value> = addresses
+        let to: Vec<_> = addresses
             .iter()
             .take(now)
-            .map(|address| (address.to_string(), json!(amount)))
+            .map(|address| (address, Amount::from_sat(sats)))
             .collect();
-        let _txid: String = network
-            .bitcoind
-            .miner()
-            .call("sendmany", &[json!(""), json!(to)])
-            .await?;
+        bitcoind::send(&network.bitcoind.miner(), &to).await?;
         for user in users.iter_mut().take(now) {
             user.expected = user.expected.saturating_add(sats.saturating_sub(fee));
         }

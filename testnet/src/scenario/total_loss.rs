@@ -4,11 +4,10 @@
 use std::fs;
 
 use anyhow::{Context as _, ensure};
-use bitcoin::{Amount, OutPoint};
 use protocol::api::{Page, RequestStatus};
 use wallet::Wallet;
 
-use super::{Holding, STEP, Story, WALLET_PASSPHRASE, until_deposits};
+use super::{Holding, STEP, Story, WALLET_PASSPHRASE, pay, until_deposits};
 use crate::network::LocalNetwork;
 
 /// Who is given a deposit address before the loss and pays after it.
@@ -72,17 +71,7 @@ pub(super) async fn lose(network: &mut LocalNetwork, story: &Story) -> anyhow::R
 
     let text = fs::read_to_string(network.dir.join("dave's address"))?;
     let address = text.parse::<bitcoin::Address<_>>()?.assume_checked();
-    let txid = network
-        .bitcoind
-        .fund(&address, Amount::from_sat(PAYS))
-        .await?;
-    let payment = network.bitcoind.rpc().transaction(txid, None).await?;
-    let output = payment
-        .context("own payment not found")?
-        .output
-        .iter()
-        .position(|output| output.script_pubkey == address.script_pubkey());
-    let outpoint = OutPoint::new(txid, u32::try_from(output.context("no such output")?)?);
+    let outpoint = pay(network, &address, PAYS).await?;
     story.done(format!("{DAVE} pays to his address"));
     until_deposits(network, &[outpoint], RequestStatus::Confirmed, story).await?;
     story.done(format!("{DAVE} is credited: his address was not lost"));
