@@ -373,7 +373,8 @@ async fn hung_up(liar: &mut Swarm<Liar>) -> bool {
 /// the connection's, then the node's queue for it.
 #[tokio::test]
 async fn a_peer_that_reads_nothing_slows_nobody_and_is_called_silent() {
-    let beat = Duration::from_millis(500);
+    // Long enough that all are connected, and the queue is full, before the one that reads nothing is cut off.
+    let beat = Duration::from_secs(2);
     let node = start_with(1, &[TCP], vec![caller(2), caller(9)], beat).await;
     let mut stuck = subscribed(liar(9, &node)).await;
     let friend = start(2, vec![node.address()]).await;
@@ -428,7 +429,8 @@ async fn a_peer_that_reads_nothing_slows_nobody_and_is_called_silent() {
 
 #[tokio::test]
 async fn a_flood_is_cut_to_its_rate_while_others_get_through() {
-    const FLOOD: u32 = 2 * GOSSIP_BURST;
+    // Without an end in practice: however slow the machine, the rate does not make up for it.
+    const FLOOD: u32 = 50 * GOSSIP_BURST;
     let mut node = start(1, vec![caller(2), caller(9)]).await;
     let friend = start(2, vec![node.address()]).await;
     node.connected_to(vec![friend.key]).await;

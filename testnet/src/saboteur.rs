@@ -22,7 +22,7 @@ const WRONG_BYTES: usize = 8;
 /// What a saboteur logs when it has an answer and keeps it.
 pub const HELD_BACK: &str = "answer held back";
 /// How long a slow operator takes. Long enough for others to be done, and to be caught at it.
-const SLOW: Duration = Duration::from_secs(3);
+const SLOW: Duration = Duration::from_secs(6);
 
 /// What is wrong with an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

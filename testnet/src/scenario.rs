@@ -33,7 +33,7 @@ use wallet::{Wallet, send::SendOptions};
 
 use ending::{Holding, check, report};
 use steps::{
-    deposit, mine_until, pay, until_all_alarmed, until_all_at, until_batch, until_deposits,
+    deposit, mine_until, pay, send, until_all_alarmed, until_all_at, until_batch, until_deposits,
     until_final, until_in_mempool, until_ready,
 };
 
@@ -358,42 +358,35 @@ pub async fn play(
         deposit(network, alice, 100_000, story).await?,
         deposit(network, carol, 150_000, story).await?,
     ];
+    let payout_bob = network.bitcoind.new_address().await?;
+    let payout_carol = network.bitcoind.new_address().await?;
+    let fees = network.client.fees().await?;
     network
         .bitcoind
         .mine(network.parameters.deposit_confirmations)
         .await?;
-    let payout_bob = network.bitcoind.new_address().await?;
-    let payout_carol = network.bitcoind.new_address().await?;
-    let fees = network.client.fees().await?;
+    // Side by side: all of it is to be in one batch.
     let client = network.client.clone();
-    let options = SendOptions::default();
-    let paid = alice
-        .wallet
-        .transfer(
-            &client,
-            &bob.wallet.address(),
-            Amount::from_sat(50_000),
-            options,
-        )
-        .await?;
-    let out_bob = bob
-        .wallet
-        .withdraw(
-            &client,
-            &payout_bob.to_string(),
-            Amount::from_sat(120_000),
-            options,
-        )
-        .await?;
-    let out_carol = carol
-        .wallet
-        .withdraw(
-            &client,
-            &payout_carol.to_string(),
-            Amount::from_sat(80_000),
-            options,
-        )
-        .await?;
+    let (options, to_bob) = (SendOptions::default(), bob.wallet.address());
+    let (bob_takes, carol_takes) = (payout_bob.to_string(), payout_carol.to_string());
+    let sent = futures::try_join!(
+        send(&client, async || {
+            let amount = Amount::from_sat(50_000);
+            let wallet = &alice.wallet;
+            wallet.transfer(&client, &to_bob, amount, options).await
+        }),
+        send(&client, async || {
+            let amount = Amount::from_sat(120_000);
+            let wallet = &bob.wallet;
+            wallet.withdraw(&client, &bob_takes, amount, options).await
+        }),
+        send(&client, async || {
+            let amount = Amount::from_sat(80_000);
+            let wallet = &carol.wallet;
+            let sent = wallet.withdraw(&client, &carol_takes, amount, options);
+            sent.await
+        }),
+    )?;
     alice.expected = alice
         .expected
         .saturating_sub(50_000 + fees.transfer_fee_sat);
@@ -411,8 +404,8 @@ pub async fn play(
         None => {}
     }
     until_deposits(network, &second, RequestStatus::Final, story).await?;
-    for sent in [&paid, &out_bob, &out_carol] {
-        until_final(network, &sent.id.to_string(), story).await?;
+    for id in <[_; 3]>::from(sent) {
+        until_final(network, &id.to_string(), story).await?;
     }
     story.done("everything is final");
 

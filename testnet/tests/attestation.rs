@@ -6,7 +6,6 @@
 mod support;
 
 use std::{
-    net::TcpListener,
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
@@ -49,8 +48,7 @@ fn identity(index: usize) -> Identity {
 }
 
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    testnet::hosts::free_port().unwrap()
 }
 
 impl Ground {

@@ -56,7 +56,14 @@ async fn a_deposit_is_found_and_counted_until_it_is_spent() {
 
     // Empty the wallet, so that the deposit is spent.
     let away = node.new_address().await.unwrap();
-    let params = [json!([away.to_string()])];
+    // For the lock time see `bitcoind::send`.
+    let params = [
+        json!([away.to_string()]),
+        json!(null),
+        json!("unset"),
+        json!(null),
+        json!({"locktime": 0}),
+    ];
     let sent: Value = node.miner().call("sendall", &params).await.unwrap();
     assert_eq!(rpc.unspent_output(outpoint, true).await.unwrap(), None);
     assert!(rpc.unspent_output(outpoint, false).await.unwrap().is_some());

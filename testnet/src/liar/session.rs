@@ -126,11 +126,13 @@ pub async fn play(stage: &Stage, honest: Honest) -> anyhow::Result<Vec<Finding>>
     table.wrong_roles().await;
     table.flood().await;
     table.before_accept().await;
+    // Proofs take their time: before the clock of any nonces runs.
+    let rivals = table.rivals().await?;
     table.expired(&honest).await;
     let round1 = propose(stage, &stage.proposal.subject(), ROUND).await?;
     table.other_commitments(&round1).await?;
     table.other_sessions(&round1, &honest.round1).await?;
-    let rivals = table.rivals().await?;
+    let rivals = table.propose_rivals(rivals).await?;
     let (shares, next) = table.honest_share(&round1).await?;
     table.share_is_for_nothing_else(&round1, &shares)?;
     table.once_more(&round1, &shares, &next).await?;

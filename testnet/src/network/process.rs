@@ -13,8 +13,8 @@ use tokio::process::{Child, Command};
 use super::{BACKUP_PASSPHRASE, PASSPHRASE, binary};
 use crate::{crasher::Claims, saboteur::Fault, small_disk::SmallDisk};
 
-/// How long a process may take to end by itself before it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process may take to end by itself before it is killed, or to answer its administrator.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node.
 pub struct Node {

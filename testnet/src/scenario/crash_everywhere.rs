@@ -9,11 +9,13 @@ use ledger::OperationId;
 use protocol::api::{BatchStatus, Page, RequestStatus};
 use wallet::{
     Wallet,
-    send::{SendError, SendOptions},
+    client::Client,
+    send::{SendError, SendOptions, Sent},
 };
 
 use super::{
-    BLOCK_EVERY, Holding, STEP, Story, User, WALLET_PASSPHRASE, check, pay, report, until_ready,
+    BLOCK_EVERY, Holding, STEP, Story, User, WALLET_PASSPHRASE, check, deposit, report,
+    steps::Sending, until_ready,
 };
 use crate::{
     crasher::{self, Crashes, Role},
@@ -233,7 +235,8 @@ async fn play_round(
     story: &Story,
 ) -> anyhow::Result<()> {
     for user in users.iter_mut() {
-        requests.deposits.push(deposit(network, user).await?);
+        let outpoint = deposit(network, user, DEPOSIT, story).await?;
+        requests.deposits.push(outpoint);
     }
     network
         .bitcoind
@@ -249,10 +252,9 @@ async fn play_round(
             .await?;
         let to = bob.wallet.address();
         let amount = Amount::from_sat(TRANSFER);
-        let id = send(network, async |network| {
+        let id = send(network, async |client| {
             let options = SendOptions::default();
-            let sent = alice.wallet.transfer(&network.client, &to, amount, options);
-            sent.await.map(|sent| sent.id)
+            alice.wallet.transfer(client, &to, amount, options).await
         })
         .await?;
         requests.operations.push(id);
@@ -263,10 +265,9 @@ async fn play_round(
         for (user, sats) in [bob, carol].into_iter().zip(WITHDRAWALS) {
             let payout = network.bitcoind.new_address().await?;
             let (to, amount) = (payout.to_string(), Amount::from_sat(sats));
-            let id = send(network, async |network| {
+            let id = send(network, async |client| {
                 let options = SendOptions::default();
-                let sent = user.wallet.withdraw(&network.client, &to, amount, options);
-                sent.await.map(|sent| sent.id)
+                user.wallet.withdraw(client, &to, amount, options).await
             })
             .await?;
             requests.operations.push(id);
@@ -348,46 +349,16 @@ async fn ask_all(network: &mut LocalNetwork, arguments: &[&str]) -> anyhow::Resu
     Ok(())
 }
 
-async fn deposit(network: &mut LocalNetwork, user: &mut User) -> anyhow::Result<OutPoint> {
-    let wallet = &user.wallet;
-    let backup = network
-        .wait_for("a deposit address", STEP, async |network| {
-            Ok(wallet.deposit_address(&network.client).await.ok())
-        })
-        .await?;
-    let address = backup.bitcoin_address()?;
-    let outpoint = pay(network, &address, DEPOSIT).await?;
-    let credited = DEPOSIT.saturating_sub(network.parameters.deposit_fee.to_sat());
-    user.expected = user.expected.saturating_add(credited);
-    Ok(outpoint)
-}
-
-/// Sends an operation as a careful user does: when it is unknown what became of it, the coordinator is asked before it is
-/// sent again.
+/// Sends an operation until it is taken, while nodes die and rise.
 async fn send(
     network: &mut LocalNetwork,
-    mut send: impl AsyncFnMut(&mut LocalNetwork) -> Result<OperationId, SendError>,
+    mut send: impl AsyncFnMut(&Client) -> Result<Sent, SendError>,
 ) -> anyhow::Result<OperationId> {
-    let mut unsure: BTreeSet<OperationId> = BTreeSet::new();
+    let mut sending = Sending::default();
     network
         .wait_for("an operation to be taken", STEP, async |network| {
-            for id in &unsure {
-                if network.client.operation(&id.to_string()).await.is_ok() {
-                    return Ok(Some(*id));
-                }
-            }
-            match send(network).await {
-                Ok(id) => return Ok(Some(id)),
-                Err(SendError::Unanswered { id, .. }) => {
-                    unsure.insert(id);
-                }
-                Err(SendError::OtherOperation { ours, theirs }) => {
-                    anyhow::bail!("sent {ours}, answered {theirs}")
-                }
-                // The node is away, or catching up.
-                Err(_) => {}
-            }
-            Ok(None)
+            let client = &network.client;
+            sending.attempt(client, send(client)).await
         })
         .await
 }

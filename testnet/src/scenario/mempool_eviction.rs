@@ -1,6 +1,6 @@
 //! A batch's transaction vanishes from the mempool of the Bitcoin node, and comes back by itself.
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use bitcoin::Txid;
 use protocol::api::BatchStatus;
 
@@ -18,10 +18,7 @@ pub(super) async fn twice(network: &mut LocalNetwork, story: &Story) -> anyhow::
 
     network.coordinator.kill().await?;
     network.bitcoind.forget_mempool().await?;
-    ensure!(
-        network.bitcoind.rpc().mempool_entry(txid).await?.is_none(),
-        "the mempool was not lost"
-    );
+    // An operator may be faster than a look: that it was lost is known, its file was deleted.
     until_in_mempool(network, txid).await?;
     story
         .done("the node lost batch 1 while the coordinator was dead; operators submitted it again");

@@ -1,13 +1,24 @@
 //! What scenarios do and wait for, step by step.
 
-use std::time::Instant;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use bitcoin::{Address, Amount, OutPoint, Txid};
+use ledger::OperationId;
 use protocol::api::{BatchDocument, BatchStatus, RequestStatus};
+use wallet::{
+    client::Client,
+    send::{SendError, Sent},
+};
 
 use super::{BLOCK_EVERY, STEP, Story, User};
 use crate::network::LocalNetwork;
+
+/// Between two tries of a user.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits until a batch is somewhere; no block is mined meanwhile.
 pub(super) async fn until_batch(
@@ -111,13 +122,19 @@ pub(super) async fn pay(
     Ok(OutPoint::new(txid, u32::try_from(vout)?))
 }
 
+/// Pays a user's new deposit address. A coordinator that can't have it copied just now is asked again.
 pub(super) async fn deposit(
     network: &mut LocalNetwork,
     user: &mut User,
     sats: u64,
     story: &Story,
 ) -> anyhow::Result<OutPoint> {
-    let backup = user.wallet.deposit_address(&network.client).await?;
+    let wallet = &user.wallet;
+    let backup = network
+        .wait_for("a deposit address", STEP, async |network| {
+            Ok(wallet.deposit_address(&network.client).await.ok())
+        })
+        .await?;
     let address = backup.bitcoin_address()?;
     let outpoint = pay(network, &address, sats).await?;
     user.expected = user
@@ -125,6 +142,55 @@ pub(super) async fn deposit(
         .saturating_add(sats.saturating_sub(network.parameters.deposit_fee.to_sat()));
     story.done(format!("{} deposits {sats} sat to {address}", user.name));
     Ok(outpoint)
+}
+
+/// An operation that is sent as a careful user does: when it is unknown what became of it, the coordinator is asked before
+/// it is sent again.
+#[derive(Default)]
+pub(super) struct Sending {
+    unsure: BTreeSet<OperationId>,
+}
+
+impl Sending {
+    /// One try. `None` if it was not taken; the node may be away, catching up, or unable to have it copied just now.
+    pub(super) async fn attempt(
+        &mut self,
+        client: &Client,
+        send: impl Future<Output = Result<Sent, SendError>>,
+    ) -> anyhow::Result<Option<OperationId>> {
+        for id in &self.unsure {
+            if client.operation(&id.to_string()).await.is_ok() {
+                return Ok(Some(*id));
+            }
+        }
+        match send.await {
+            Ok(sent) => Ok(Some(sent.id)),
+            Err(SendError::Unanswered { id, .. }) => {
+                self.unsure.insert(id);
+                Ok(None)
+            }
+            Err(SendError::OtherOperation { ours, theirs }) => {
+                bail!("sent {ours}, answered {theirs}")
+            }
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Sends an operation until it is taken.
+pub(super) async fn send(
+    client: &Client,
+    mut send: impl AsyncFnMut() -> Result<Sent, SendError>,
+) -> anyhow::Result<OperationId> {
+    let begin = Instant::now();
+    let mut sending = Sending::default();
+    loop {
+        if let Some(id) = sending.attempt(client, send()).await? {
+            return Ok(id);
+        }
+        ensure!(begin.elapsed() < STEP, "an operation was not taken");
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Mines a block from time to time until the check gives a value.

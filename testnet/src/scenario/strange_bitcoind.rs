@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use bitcoin::{Amount, Network};
 use wallet::{Wallet, send::SendOptions};
 
-use super::{STEP, Story, WALLET_PASSPHRASE, steps::until_ready};
+use super::{STEP, Story, WALLET_PASSPHRASE, mine_until};
 use crate::network::{LocalNetwork, Node};
 
 /// Between two looks at a node that should stop.
@@ -71,8 +71,12 @@ pub(super) async fn come_and_go(network: &mut LocalNetwork, story: &Story) -> an
     story.done(format!(
         "bitcoind is still syncing; the coordinator takes no operation: {refusal}"
     ));
-    network.bitcoind.mine(1).await?;
-    until_ready(network).await?;
+    // A block that is late already does not end bitcoind's syncing: then the next one does.
+    mine_until(network, "readiness", async |network| {
+        let is_ready = network.client.is_ready().await.unwrap_or(false);
+        Ok(is_ready.then_some(()))
+    })
+    .await?;
     story.done("bitcoind is at the tip; all go on by themselves");
     Ok(())
 }

@@ -137,7 +137,7 @@ impl Table<'_> {
         self.take(kind, self.victim, answer).await;
     }
 
-    /// Proposes, while no share is out, what must not be signed once one is: good batches, so everybody accepts them.
+    /// Makes what must not be signed once a share is out: good batches.
     pub(super) async fn rivals(&self) -> anyhow::Result<Vec<Rival>> {
         let stage = self.stage;
         let mut rivals = Vec::new();
@@ -147,7 +147,6 @@ impl Table<'_> {
             let body = proposal.body.clone().unwrap_or_default();
             let proofs = Body::decode(&body)?.proofs;
             stage.wire.serve(proposal.candidate.body, body);
-            let round1 = propose(stage, &proposal.subject(), 0).await?;
             let mut draft = lie.draft.clone();
             change(&mut draft, stage);
             // Operations are as they were, and so is the body.
@@ -158,8 +157,7 @@ impl Table<'_> {
             );
             rivals.push(Rival {
                 kind: lie.kind,
-                session: proposal.subject().session(&stage.wire.me),
-                package: self.package(&round1)?,
+                subject: proposal.subject(),
                 late_kind,
                 late: late.subject(),
             });
@@ -167,8 +165,22 @@ impl Table<'_> {
         Ok(rivals)
     }
 
+    /// Proposes them while no share is out, so everybody accepts them. Gives what a sign request for each would name.
+    pub(super) async fn propose_rivals(&self, rivals: Vec<Rival>) -> anyhow::Result<Vec<Proposed>> {
+        let mut proposed = Vec::new();
+        for rival in rivals {
+            let round1 = propose(self.stage, &rival.subject, 0).await?;
+            proposed.push(Proposed {
+                session: rival.subject.session(&self.stage.wire.me),
+                package: self.package(&round1)?,
+                rival,
+            });
+        }
+        Ok(proposed)
+    }
+
     /// A share is out for the honest batch: none of the others is signed, nor accepted again.
-    pub(super) async fn no_second(&mut self, rivals: Vec<Rival>) -> anyhow::Result<()> {
+    pub(super) async fn no_second(&mut self, rivals: Vec<Proposed>) -> anyhow::Result<()> {
         let stage = self.stage;
         if let Some(rival) = rivals.first() {
             let crossed = kind(
@@ -182,12 +194,16 @@ impl Table<'_> {
             self.ask(crossed, self.victim, self.session, 2, package)
                 .await;
         }
-        for rival in rivals {
+        for proposed in rivals {
+            let Proposed {
+                rival,
+                session,
+                package,
+            } = proposed;
             let kind = rival.kind.note(
                 "accepted before the share left; refused at the sign request, where the promise is",
             );
-            self.ask(kind, self.victim, rival.session, 1, rival.package)
-                .await;
+            self.ask(kind, self.victim, session, 1, package).await;
             let kind = rival.late_kind;
             let mut answers = Vec::new();
             for (operator, said) in stage.wire.propose(&rival.late, 0).await? {
@@ -213,11 +229,17 @@ impl Table<'_> {
 /// A good batch for the same sequence number.
 pub(super) struct Rival {
     kind: Kind,
-    session: SessionId,
-    package: BTreeMap<SignerId, Commitments>,
+    subject: Subject,
     /// The same body once more, in another transaction.
     late_kind: Kind,
     late: Subject,
+}
+
+/// One that all operators have accepted.
+pub(super) struct Proposed {
+    rival: Rival,
+    session: SessionId,
+    package: BTreeMap<SignerId, Commitments>,
 }
 
 /// How a late proposal differs from its rival.
