@@ -101,6 +101,12 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
         .store
         .iter(&BATCHES, next.., Direction::Forward, MAX_OPEN)?
         .collect::<Result<_, _>>()?;
+    // What a block has had since begins anew should it leave the chain.
+    let waits = |sequence| {
+        rows.iter()
+            .any(|(other, row)| *other == sequence && dissolve::is_with_node(row.status))
+    };
+    pipeline.stuck.retain(|sequence, _| waits(*sequence));
     for (sequence, record) in rows {
         if dissolve::is_with_node(record.status) && !record.candidates.is_empty() {
             let reason = see_to(pipeline, &record).await?;

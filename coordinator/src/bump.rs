@@ -60,12 +60,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<bool, StageError> {
         }
         return sign(pipeline, record, bump).await;
     }
-    let schedule = Schedule {
-        after: pipeline.settings.fees.bump_after_blocks,
-        window: pipeline.vault.parameters().bump_window,
-    };
     let is_due = waiting_since(&record, tried)
-        .is_some_and(|waiting| schedule.is_due(&waiting, pipeline.height()));
+        .is_some_and(|waiting| schedule(pipeline).is_due(&waiting, pipeline.height()));
     if !is_due || pipeline.rpc.chain_info().await?.blocks != pipeline.height() {
         // In the middle of a reorganisation the next block may have the batch.
         return Ok(false);
@@ -92,6 +88,20 @@ fn unconfirmed(pipeline: &Pipeline) -> Result<Option<BatchRecord>, StageError> {
         let parent = record.candidate.as_ref().map(|candidate| candidate.parent);
         dissolve::is_with_node(record.status) && parent == Some(head.outpoint)
     }))
+}
+
+fn schedule(pipeline: &Pipeline) -> Schedule {
+    Schedule {
+        after: pipeline.settings.fees.bump_after_blocks,
+        window: pipeline.vault.parameters().bump_window,
+    }
+}
+
+/// Whether no higher fee is signed any more for a batch that is in no block.
+pub(crate) fn is_over(pipeline: &Pipeline, record: &BatchRecord) -> bool {
+    last_refused(record) == Some(RefusedFee::Whatever)
+        || waiting_since(record, None)
+            .is_some_and(|waiting| schedule(pipeline).is_over(&waiting, pipeline.height()))
 }
 
 /// `None` for a batch of which nothing was signed here: its witnesses are elsewhere.
@@ -205,6 +215,8 @@ async fn sign(
                 Some(RefusedFee::TooLow(fee))
             } else if is_against(Rule::S5) {
                 Some(RefusedFee::TooHigh(fee))
+            } else if is_against(Rule::S2) {
+                Some(RefusedFee::Whatever)
             } else {
                 None
             };

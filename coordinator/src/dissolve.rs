@@ -3,8 +3,9 @@
 //! the reason. The ledger has gone back by itself: it follows the treasury.
 //!
 //! A payment that left the chain may also stay out: no mempool has it any more, or it pays too little to be mined. Its batch
-//! waits with it, and operators sign no higher fee for that (S2). It is given up once they sign another one (S7), which pays
-//! for replacing it ([`crate::batch`]); should both come after all, they spend one treasury, and one is confirmed.
+//! waits with it, and operators sign no higher fee for that (S2). Nor do they for a batch whose bump window is over, or that
+//! is another one to them (S7). Such a batch is given up once they sign the next one, which pays for replacing it
+//! ([`crate::batch`]); should both come after all, they spend one treasury, and one is confirmed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,6 +22,7 @@ use protocol::{
 use storage::{Changes, Direction, ReadError, Store};
 
 use crate::{
+    bump,
     pipeline::{Pipeline, StageError},
     queue,
     records::{BATCHES, BatchRecord, DEPOSITS, Request},
@@ -89,8 +91,8 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
     pipeline.commit(changes).await
 }
 
-/// Looks for a deposit or top-up of a batch that is not in the chain, and gives the batch up if one has been out of it for
-/// the replacement delay; with it all that build on it.
+/// Looks whether a signed batch can get into a block by itself, and gives it up if it could not for the replacement delay;
+/// with it all that build on it.
 ///
 /// # Errors
 /// [`StageError`]; it is looked again.
@@ -102,12 +104,12 @@ pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<()
     {
         return Ok(());
     }
-    let Some(payment) = unconfirmed(pipeline, record).await? else {
-        pipeline.missing.remove(&sequence);
+    let Some(cause) = stuck(pipeline, record).await? else {
+        pipeline.stuck.remove(&sequence);
         return Ok(());
     };
     let height = pipeline.height();
-    let since = *pipeline.missing.entry(sequence).or_insert(height);
+    let since = *pipeline.stuck.entry(sequence).or_insert(height);
     let delay = pipeline.vault.parameters().replacement_delay;
     if !is_given_up(since, height, delay) {
         return Ok(());
@@ -127,14 +129,27 @@ pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<()
     let mut changes = Changes::new();
     for (_, record) in rows.into_iter().filter(|(_, row)| is_open(row.status)) {
         let why = format!(
-            "batch {} was given up: {payment}, which batch {sequence} spends, has not been in the chain for {delay} blocks",
+            "batch {} was given up: {cause}, for {delay} blocks",
             record.sequence.0
         );
         pipeline.abandon(record, &why, &BTreeMap::new(), &mut changes)?;
     }
-    pipeline.missing.clear();
+    pipeline.stuck.clear();
     pipeline.waiting_since = Some(0);
     pipeline.commit(changes).await
+}
+
+/// Why a signed batch can't get into a block by itself.
+async fn stuck(pipeline: &Pipeline, record: &BatchRecord) -> Result<Option<String>, StageError> {
+    let sequence = record.sequence.0;
+    if let Some(payment) = unconfirmed(pipeline, record).await? {
+        return Ok(Some(format!(
+            "{payment}, which batch {sequence} spends, has not been in the chain"
+        )));
+    }
+    Ok(bump::is_over(pipeline, record).then(|| {
+        format!("no block took batch {sequence}, and no higher fee was signed for it any more")
+    }))
 }
 
 /// A deposit or top-up of the batch that is no output of the chain.

@@ -129,9 +129,9 @@ pub struct Pipeline {
     pub waiting_since: Option<u64>,
     /// When the node was last asked for the batches that it was given, in ms.
     pub looked_ms: u64,
-    /// Heights since which a deposit of a broadcast batch is nowhere, by its sequence number; at most as many as batches
-    /// are open.
-    pub missing: BTreeMap<u64, u32>,
+    /// Heights since which a signed batch can't get into a block by itself, by its sequence number; at most as many as
+    /// batches are open.
+    pub stuck: BTreeMap<u64, u32>,
     /// How the operators have done in sessions since this coordinator started.
     pub standing: Standing,
     /// The confirmed history. Writer: the task that follows the chain.

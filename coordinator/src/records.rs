@@ -362,6 +362,9 @@ pub enum RefusedFee {
     TooHigh(Amount),
     /// Not above what they have signed for this batch, on another coordinator's word (S7).
     TooLow(Amount),
+    /// Whatever it is: to them it is another batch than the one that they have signed, and the refund of a deposit in it is
+    /// too close for that (S2).
+    Whatever,
 }
 
 /// A bad share that an operator has sent. What shows it is in [`EVIDENCE`].

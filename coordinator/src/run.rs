@@ -299,7 +299,7 @@ async fn found_and_follow(parts: Parts, stop: CancellationToken) -> anyhow::Resu
         stop: stop.clone(),
         waiting_since: None,
         looked_ms: 0,
-        missing: BTreeMap::new(),
+        stuck: BTreeMap::new(),
         standing: Standing::default(),
         history: reader.history.clone(),
         live: live.clone(),

@@ -25,7 +25,7 @@ use threshold::GroupKey;
 use crate::verify::{Affirmed, Verified, VerifiedGenesis};
 
 /// The batches that a share was given for (S7), by sequence number and treasury.
-const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
+const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 2);
 /// The one genesis that a share was given for.
 const GENESIS: Table<(), GenesisPromise> = Table::new("genesis_promise", 1);
 /// The key with which nothing was ever promised that is not in this database. A share of another key, or one that
@@ -103,6 +103,7 @@ impl Promised {
         match (grant.promise(), &*verified) {
             (Signable::Batch(promise), Verified::Batch(batch))
                 if promise.txid == batch.candidate().txid
+                    && promise.batch == batch.batch()
                     && promise.body == batch.candidate().body
                     && promise.sequence == batch.candidate().sequence
                     && promise.parent == batch.candidate().parent =>
@@ -253,10 +254,11 @@ mod tests {
     #[test]
     fn promises_and_alarm_are_there_after_a_restart() {
         let (_folder, store) = testing::store();
-        let (candidate, _) = testing::candidate_and_body();
+        let (candidate, body) = testing::candidate_and_body();
         let promise = Promise {
             sequence: candidate.sequence,
             parent: candidate.parent,
+            batch: body.batch(),
             body: candidate.body,
             fee: Amount::from_sat(7),
             txid: bitcoin::Txid::all_zeros(),
@@ -316,7 +318,7 @@ mod tests {
     fn nothing_is_promised_for_anything_but_what_was_verified() {
         let (_folder, store) = testing::store();
         let genesis = testing::affirmed(&store, testing::verified_genesis());
-        let grant = testing::grant(Subject::Genesis(testing::genesis()), 1);
+        let grant = testing::grant(Subject::Genesis(testing::genesis()), None, 1);
         let promised = Promised::write(&store, grant, genesis).unwrap();
         assert_eq!(promised.attempt(), 1);
         assert_eq!(promised.session(), testing::genesis_session());
@@ -331,13 +333,15 @@ mod tests {
         };
         for subject in [Subject::Batch(other), Subject::Genesis(testing::genesis())] {
             let affirmed = testing::affirmed(&store, Verified::Batch(batch.clone()));
-            let refused = Promised::write(&store, testing::grant(subject, 1), affirmed);
+            let grant = testing::grant(subject, Some(batch.batch()), 1);
+            let refused = Promised::write(&store, grant, affirmed);
             assert!(matches!(refused, Err(PromiseError::Mismatch)));
         }
         let promises = load(&store).unwrap();
         assert!(promises.batches.is_empty() && promises.genesis.is_none());
+        let name = Some(batch.batch());
         let affirmed = testing::affirmed(&store, Verified::Batch(batch));
-        let grant = testing::grant(Subject::Batch(candidate.clone()), 1);
+        let grant = testing::grant(Subject::Batch(candidate.clone()), name, 1);
         Promised::write(&store, grant, affirmed).unwrap();
         let kept = load(&store).unwrap().batches;
         assert_eq!(

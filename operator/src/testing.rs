@@ -14,7 +14,7 @@ use bitcoin::{
 use chain::rpc::UnspentOutput;
 use ledger::{AccountIndex, AccountSecret, Ledger, Operation, SequenceNumber, WithdrawRequest};
 use protocol::{
-    batch::{Body, Candidate},
+    batch::{BatchHash, Body, Candidate},
     deposit::{DepositTerms, NUMS},
     epoch::{EpochCertificate, EpochClaim},
     identity::Identity,
@@ -238,8 +238,8 @@ pub fn genesis_session() -> SessionId {
     Subject::Genesis(genesis()).session(&roster().coordinators[0].key)
 }
 
-/// What the signing machine grants for an attempt at this subject.
-pub fn grant(subject: Subject, attempt: u32) -> Grant {
+/// What the signing machine grants for an attempt at this subject, which is that batch if it is one.
+pub fn grant(subject: Subject, batch: Option<BatchHash>, attempt: u32) -> Grant {
     let from = roster().coordinators[0].key;
     let session = subject.session(&from);
     let mut state = State::default();
@@ -284,7 +284,7 @@ pub fn grant(subject: Subject, attempt: u32) -> Grant {
     let mut effects = Vec::new();
     for input in [
         Input::Proposed { from, subject },
-        Input::Verified(session),
+        Input::Verified { session, batch },
         Input::Stored {
             session,
             reachable: BTreeSet::new(),
@@ -313,7 +313,7 @@ pub fn affirmed(store: &Store, verified: Verified) -> Affirmed {
 /// A promise of the genesis for an attempt.
 pub fn promised_genesis(attempt: u32) -> Promised {
     let (_folder, store) = store();
-    let grant = grant(Subject::Genesis(genesis()), attempt);
+    let grant = grant(Subject::Genesis(genesis()), None, attempt);
     Promised::write(&store, grant, affirmed(&store, verified_genesis())).unwrap()
 }
 

@@ -456,7 +456,7 @@ mod tests {
                 .iter_mut()
                 .map(|safe| {
                     let affirmed = testing::affirmed(&store, verified.clone());
-                    let grant = testing::grant(subject.clone(), 1);
+                    let grant = testing::grant(subject.clone(), verified.batch(), 1);
                     let promised = Promised::write(&store, grant, affirmed).unwrap();
                     let given = safe.sign(at(1), promised, commitments.clone()).unwrap();
                     (safe.share.signer(), given.shares)

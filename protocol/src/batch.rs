@@ -17,8 +17,13 @@ pub const MAX_PROOF_BYTES: usize = 256;
 const BODY_VERSION: u8 = 1;
 
 hash::id!(
-    /// Hash of an encoded body: names a batch, whatever transaction carries it.
+    /// Hash of an encoded body: names a batch and its proofs, whatever transaction carries it.
     BodyHash
+);
+
+hash::id!(
+    /// Names a batch by what it does, whoever has proved it: proofs of one and the same thing differ each time.
+    BatchHash
 );
 
 /// What a batch does to the ledger, and the proofs of it.
@@ -104,6 +109,24 @@ impl Body {
     /// [`Self::hash`] of bytes at hand.
     pub fn hash_encoded(bytes: &[u8]) -> BodyHash {
         BodyHash(hash::tagged("drawbridge/body", &[bytes]))
+    }
+
+    /// What makes two bodies the same batch (S7): the operations, and the digest that they lead to.
+    pub fn batch(&self) -> BatchHash {
+        let Self {
+            vault,
+            sequence,
+            operations,
+            terms: _,
+            digests,
+            proofs: _,
+        } = self;
+        // Postcard does not fail on these types; a failure would only give a hash that nobody else has.
+        let bytes = postcard::to_stdvec(&(vault, sequence, operations, digests.last()));
+        BatchHash(hash::tagged(
+            "drawbridge/batch",
+            &[&bytes.unwrap_or_default()],
+        ))
     }
 
     /// (outpoint, credited amount) of every deposit, in order.

@@ -2,9 +2,11 @@
 //! more, and not for longer than the vault's bump window, in which no depositor can take a deposit back (S2).
 //!
 //! ```text
-//! signed ---after---> bump ---after---> bump ... window: what is signed stays, and waits
+//! signed ---after---> bump ---after---> bump ... window: what is signed waits, and is given up in the end
 //!                       '-- not signed, or not affordable: again with the next block
 //! ```
+//!
+//! Giving up: [`crate::pipeline::is_given_up`].
 
 /// How patient a coordinator is, in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +31,14 @@ pub struct Unconfirmed {
 impl Schedule {
     /// Whether a higher fee is due at this height.
     pub fn is_due(&self, batch: &Unconfirmed, height: u32) -> bool {
-        let since = |from: u32| height.saturating_sub(from);
-        since(batch.first) <= self.window.into()
-            && since(batch.latest) >= self.after.into()
+        !self.is_over(batch, height)
+            && height.saturating_sub(batch.latest) >= self.after.into()
             && batch.tried.is_none_or(|tried| tried != height)
+    }
+
+    /// Whether no higher fee comes any more.
+    pub fn is_over(&self, batch: &Unconfirmed, height: u32) -> bool {
+        height.saturating_sub(batch.first) > self.window.into()
     }
 }
 
@@ -65,6 +71,12 @@ mod tests {
     #[test]
     fn a_batch_is_bumped_every_few_blocks_within_the_window() {
         assert_eq!(bumps(SCHEDULE), [103, 106]);
+        let batch = Unconfirmed {
+            first: 100,
+            latest: 106,
+            tried: None,
+        };
+        assert!(!SCHEDULE.is_over(&batch, 108) && SCHEDULE.is_over(&batch, 109));
         assert_eq!(
             bumps(Schedule {
                 after: 1,

@@ -150,9 +150,10 @@ pub fn seen(
     }
 }
 
-/// Whether a batch is given up that spends what has not been in the chain since this height: a payment that left it in a
-/// reorganisation. Mempools may have forgotten it, or it may pay too little to be mined, and no higher fee of the batch's
-/// own is signed for it (S2). Operators sign another batch by now (S7).
+/// Whether a signed batch is given up that can't get into a block by itself since this height. It spends what has left the
+/// chain in a reorganisation: mempools may have forgotten that payment, or it may pay too little to be mined, and no higher
+/// fee of the batch's own is signed for it (S2). Or blocks want a higher fee, and none is signed any more. Operators sign
+/// another batch by now (S7).
 pub fn is_given_up(since: u32, height: u32, replacement_delay: u16) -> bool {
     height.saturating_sub(since) >= u32::from(replacement_delay)
 }

@@ -20,7 +20,7 @@ use bitcoin::OutPoint;
 use ledger::SequenceNumber;
 
 use crate::{
-    batch::BodyHash,
+    batch::{BatchHash, BodyHash},
     epoch::EpochClaim,
     hash,
     identity::PeerKey,
@@ -71,6 +71,8 @@ pub struct Session {
     pub subject: Subject,
     /// How far it is.
     pub phase: Phase,
+    /// Which batch it is, once it is verified.
+    pub batch: Option<BatchHash>,
     /// Highest attempt answered since the latest proposal; between two proposals attempts only go up.
     pub attempt: u32,
     /// Sign requests answered since the latest proposal.
@@ -157,7 +159,12 @@ pub enum Input {
         subject: Subject,
     },
     /// The verifier has finished.
-    Verified(SessionId),
+    Verified {
+        /// The session.
+        session: SessionId,
+        /// Which batch it is, if it is one.
+        batch: Option<BatchHash>,
+    },
     /// The verifier, or the pull of the body, has failed.
     Refused(SessionId, Refusal),
     /// Batch data is on disk; these peers are reachable.
@@ -277,9 +284,7 @@ impl State {
                 Ok(Vec::new())
             }
             Input::Proposed { from, subject } => self.proposed(now, from, subject),
-            Input::Verified(id) => {
-                Ok(self.advance(id, &Phase::Verifying, Phase::Storing, Effect::Store(id)))
-            }
+            Input::Verified { session, batch } => Ok(self.verified(session, batch)),
             Input::Refused(id, refusal) => {
                 let session = self.sessions.remove(&id);
                 Ok(session
@@ -390,6 +395,7 @@ impl State {
             coordinator: from,
             subject: subject.clone(),
             phase: Phase::Verifying,
+            batch: None,
             attempt: 0,
             answers: 0,
             pooled: false,
@@ -479,11 +485,12 @@ impl State {
         Err(Refusal::new(Rule::S12, reason))
     }
 
-    fn advance(&mut self, id: SessionId, at: &Phase, to: Phase, effect: Effect) -> Vec<Effect> {
+    fn verified(&mut self, id: SessionId, batch: Option<BatchHash>) -> Vec<Effect> {
         match self.sessions.get_mut(&id) {
-            Some(session) if session.phase == *at => {
-                session.phase = to;
-                vec![effect]
+            Some(session) if session.phase == Phase::Verifying => {
+                session.phase = Phase::Storing;
+                session.batch = batch;
+                vec![Effect::Store(id)]
             }
             _ => Vec::new(),
         }
@@ -612,6 +619,9 @@ impl State {
             Subject::Batch(candidate) => Signable::Batch(judge(
                 self.binding(candidate.sequence, candidate.parent),
                 candidate,
+                session.batch.ok_or_else(|| {
+                    Refusal::new(Rule::S7, "the verifier has not said which batch this is")
+                })?,
                 self.height,
                 self.replacement_delay,
             )?),

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
 use ledger::{SequenceNumber, VaultId};
 use protocol::{
-    batch::{BodyHash, Candidate},
+    batch::{BatchHash, BodyHash, Candidate},
     epoch::EpochClaim,
     identity::PeerKey,
-    message::{Refusal, Rule, Subject},
+    message::{Refusal, Rule, SessionId, Subject},
     signer::{
-        Effect, Input, MAX_ANSWERS, MAX_SESSIONS, Quarantine, RECEIPT_WAIT_MS, Signable, State,
-        judge,
+        Effect, Input, MAX_ANSWERS, MAX_SESSIONS, Promise, Quarantine, RECEIPT_WAIT_MS, Signable,
+        State, judge,
     },
     transaction::{Commitment, Treasury},
 };
@@ -64,6 +64,20 @@ fn state() -> State {
     state
 }
 
+/// The batch of [`candidate`]: one a body.
+fn batch(candidate: &Candidate) -> BatchHash {
+    BatchHash(candidate.body.0)
+}
+
+fn verified(state: &State, id: SessionId) -> Input {
+    let session = state.session(&id).unwrap();
+    let batch = match &session.subject {
+        Subject::Batch(candidate) => Some(batch(candidate)),
+        Subject::Genesis(_) | Subject::Epoch(_) => None,
+    };
+    Input::Verified { session: id, batch }
+}
+
 fn accepted(state: &mut State, subject: &Subject) {
     let id = subject.session(&COORDINATOR);
     state
@@ -75,7 +89,7 @@ fn accepted(state: &mut State, subject: &Subject) {
             },
         )
         .unwrap();
-    state.step(0, Input::Verified(id)).unwrap();
+    state.step(0, verified(state, id)).unwrap();
     state
         .step(
             0,
@@ -109,7 +123,7 @@ fn a_share_waits_for_verification_storage_and_receipts() {
         )
         .unwrap();
     assert_eq!(state.step(0, sign.clone()).unwrap_err().rule, Rule::S8);
-    state.step(0, Input::Verified(id)).unwrap();
+    state.step(0, verified(&state, id)).unwrap();
     let reachable = BTreeSet::from([PEER]);
     let effects = state
         .step(
@@ -182,7 +196,7 @@ fn silence_of_the_others_ends_the_wait_for_receipts() {
             },
         )
         .unwrap();
-    state.step(0, Input::Verified(id)).unwrap();
+    state.step(0, verified(&state, id)).unwrap();
     state
         .step(
             0,
@@ -337,26 +351,26 @@ fn only_the_next_batch_on_the_latest_treasury_is_looked_at() {
 
 #[test]
 fn another_batch_waits_and_the_same_batch_must_pay_more() {
-    let first = judge(None, &candidate(1, 10), 100, 12).unwrap();
-    assert_eq!(
-        judge(Some(&first), &candidate(1, 10), 101, 12).unwrap(),
-        first
-    );
-    let bumped = judge(Some(&first), &candidate(1, 11), 101, 12).unwrap();
+    let judge = |promise: Option<&Promise>, candidate: &Candidate, height| {
+        judge(promise, candidate, batch(candidate), height, 12)
+    };
+    let first = judge(None, &candidate(1, 10), 100).unwrap();
+    assert_eq!(judge(Some(&first), &candidate(1, 10), 101).unwrap(), first);
+    let bumped = judge(Some(&first), &candidate(1, 11), 101).unwrap();
     assert_eq!((bumped.fee, bumped.height), (Amount::from_sat(11), 100));
     assert_eq!(
-        judge(Some(&bumped), &candidate(1, 10), 101, 12)
+        judge(Some(&bumped), &candidate(1, 10), 101)
             .unwrap_err()
             .rule,
         Rule::S7
     );
     assert_eq!(
-        judge(Some(&first), &candidate(2, 99), 111, 12)
+        judge(Some(&first), &candidate(2, 99), 111)
             .unwrap_err()
             .rule,
         Rule::S7
     );
-    assert!(judge(Some(&first), &candidate(2, 99), 112, 12).is_ok());
+    assert!(judge(Some(&first), &candidate(2, 99), 112).is_ok());
 }
 
 #[test]
@@ -413,14 +427,30 @@ fn a_block_that_leaves_the_chain_has_batches_verified_anew() {
 }
 
 #[test]
-fn the_same_transaction_with_another_proof_is_the_same_batch() {
+fn a_batch_with_other_proofs_is_the_same_batch() {
     let first = candidate(1, 10);
-    let promise = judge(None, &first, 100, 12).unwrap();
+    let name = batch(&first);
+    let promise = judge(None, &first, name, 100, 12).unwrap();
     let proven_anew = Candidate {
         body: BodyHash([9; 32]),
         ..first
     };
-    assert_eq!(judge(Some(&promise), &proven_anew, 101, 12), Ok(promise));
+    let again = judge(Some(&promise), &proven_anew, name, 101, 12).unwrap();
+    assert_eq!((again.txid, again.height), (promise.txid, 100));
+    assert_eq!(again.body, proven_anew.body, "what is kept with this share");
+    // A higher fee for it is a replacement, whoever's proofs go with it; a lower one is not.
+    for body in [1, 9] {
+        let bump = Candidate {
+            body: BodyHash([body; 32]),
+            ..candidate(1, 11)
+        };
+        let bumped = judge(Some(&again), &bump, name, 101, 12).unwrap();
+        assert_eq!((bumped.txid, bumped.height), (bump.txid, 100));
+        let back = |height| judge(Some(&bumped), &proven_anew, name, height, 12);
+        assert_eq!(back(111).unwrap_err().rule, Rule::S7);
+        // As long as that, any other batch would be signed, and binds from then on.
+        assert_eq!(back(112).unwrap().height, 112);
+    }
 }
 
 #[test]
@@ -754,7 +784,7 @@ fn a_pooled_request_waits_for_verification_storage_and_receipts_too() {
     assert!(state.step(0, proposal).unwrap().is_empty());
     assert!(state.step(0, pooled(&subject)).unwrap().is_empty());
     assert_eq!(state.step(0, sign(&subject, 0)).unwrap_err().rule, Rule::S8);
-    state.step(0, Input::Verified(id)).unwrap();
+    state.step(0, verified(&state, id)).unwrap();
     let reachable = BTreeSet::from([PEER]);
     let stored = Input::Stored {
         session: id,
@@ -796,7 +826,7 @@ fn a_pooled_request_gets_nothing_that_an_ordinary_one_does_not() {
     let second = Subject::Batch(candidate(2, 10));
     state.step(0, pooled(&second)).unwrap();
     let id = second.session(&COORDINATOR);
-    state.step(0, Input::Verified(id)).unwrap();
+    state.step(0, verified(&state, id)).unwrap();
     let stored = Input::Stored {
         session: id,
         reachable: BTreeSet::new(),

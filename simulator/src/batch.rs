@@ -3,10 +3,20 @@
 use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
 use ledger::{SequenceNumber, VaultId};
 use protocol::{
-    batch::{BodyHash, Candidate},
-    message::Subject,
+    batch::{BatchHash, BodyHash, Candidate},
+    message::{SessionId, Subject},
+    signer::Input,
     transaction::{Commitment, Treasury},
 };
+
+/// The verifier has finished with this subject. Here each body is a batch of its own.
+pub fn verified(session: SessionId, subject: &Subject) -> Input {
+    let batch = match subject {
+        Subject::Batch(candidate) => Some(BatchHash(candidate.body.0)),
+        Subject::Genesis(_) | Subject::Epoch(_) => None,
+    };
+    Input::Verified { session, batch }
+}
 
 /// What all coordinators have signed, and the treasury that it spends.
 pub fn batch() -> (Subject, Treasury) {

@@ -30,7 +30,7 @@ mod table;
 mod vault;
 mod world;
 
-pub use batch::batch;
+pub use batch::{batch, verified};
 pub use deal::{DealError, deal};
 pub use fake::Fake;
 pub use fault::{FAULTS, Fault};

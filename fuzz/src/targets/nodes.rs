@@ -47,7 +47,7 @@ pub(super) const TARGETS: [Target; 3] = [
 
 /// The tables of operators that are their own business, by what is in them.
 const HELD: Table<(u64, Txid, [u8; 32]), Held> = Table::new("held", 2);
-const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 1);
+const PROMISES: Table<(u64, OutPoint), Promise> = Table::new("promises", 2);
 
 /// A row as a store reads it, of each table. What a damaged disk gives is an error, or a value that can be written again.
 fn rows(bytes: &[u8]) -> Verdict {
@@ -105,6 +105,7 @@ fn honest_rows() -> Vec<(&'static str, Vec<u8>)> {
     let promise = Promise {
         sequence: honest.candidate.sequence,
         parent: honest.candidate.parent,
+        batch: honest.body.batch(),
         body: honest.candidate.body,
         fee: honest.candidate.fee,
         txid: honest.candidate.txid,

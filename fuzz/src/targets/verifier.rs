@@ -264,9 +264,9 @@ fn check(evidence: &Evidence, transaction: &Transaction) {
     {
         let waited = standing.height.saturating_sub(promise.height)
             >= u32::from(vault.parameters().replacement_delay);
-        let same_batch = promise.body == candidate.body;
+        let same_batch = promise.batch == evidence.body.batch();
         let bump = same_batch && candidate.fee > promise.fee;
-        assert!(candidate.txid == promise.txid || bump || (!same_batch && waited));
+        assert!(candidate.txid == promise.txid || bump || waited);
     }
 }
 
@@ -312,6 +312,7 @@ fn make() -> Vec<(&'static str, Vec<u8>)> {
     bump.promise = Some(Promise {
         sequence: batch.candidate.sequence,
         parent: batch.candidate.parent,
+        batch: honest.body.batch(),
         body: batch.candidate.body,
         fee: batch.candidate.fee,
         txid: batch.candidate.txid,

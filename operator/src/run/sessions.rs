@@ -290,8 +290,9 @@ impl Node {
             Ok(work) => {
                 tracing::info!(stage = "verify", session = %id, elapsed_ms, "verified");
                 metrics::counter!("operator_decisions", "decision" => "verified").increment(1);
+                let batch = work.verified.batch();
                 self.work.insert(id, work);
-                self.step(signer::Input::Verified(id));
+                self.step(signer::Input::Verified { session: id, batch });
             }
             Err(denied) => {
                 self.note_held(denied.held, denied.sequence);

@@ -254,11 +254,12 @@ pub(super) fn set_fees(evidence: &mut Evidence, caps: &str) {
     evidence.standing.policy = Arc::new(testing::policy_with_fees(caps));
 }
 
-/// This body was signed before, with a lower fee.
+/// This batch was signed before, with a lower fee.
 pub(super) fn bump(evidence: &mut Evidence) {
     evidence.standing.promise = Some(Promise {
         sequence: evidence.candidate.sequence,
         parent: evidence.candidate.parent,
+        batch: evidence.body.batch(),
         body: evidence.candidate.body,
         fee: evidence.candidate.fee - Amount::ONE_SAT,
         txid: Txid::all_zeros(),

@@ -55,7 +55,7 @@ use chain::rpc::{MempoolInfo, UnspentOutput};
 use ledger::{Digest, Operation, OperationError, OperationId, Transition};
 use proof::VerifyingKey;
 use protocol::{
-    batch::{Body, Candidate},
+    batch::{BatchHash, Body, Candidate},
     message::Refusal,
     signer::Promise,
     transaction::{BatchTransaction, Treasury},
@@ -123,6 +123,11 @@ impl VerifiedBatch {
         &self.evidence.candidate
     }
 
+    /// Which batch it is (S7).
+    pub fn batch(&self) -> BatchHash {
+        self.evidence.body.batch()
+    }
+
     /// The unsigned transaction, rebuilt from own data.
     pub fn unsigned(&self) -> &Transaction {
         &self.transaction.unsigned
@@ -141,6 +146,14 @@ pub enum Verified {
 }
 
 impl Verified {
+    /// Which batch it is, if it is one (S7).
+    pub fn batch(&self) -> Option<BatchHash> {
+        match self {
+            Self::Batch(batch) => Some(batch.batch()),
+            Self::Genesis(_) | Self::Epoch(_) => None,
+        }
+    }
+
     /// What to sign, one message a signature.
     pub fn messages(&self) -> &[Message] {
         match self {

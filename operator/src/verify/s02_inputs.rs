@@ -41,6 +41,7 @@ pub(super) fn check(evidence: &Evidence) -> Result<Inputs, Refusal> {
 
 fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<Swept>, Refusal> {
     let body = &evidence.body;
+    let margin = refund_margin(evidence, &evidence.standing);
     let mut terms = body.terms.iter();
     let mut swept = Vec::new();
     for operation in &body.operations {
@@ -52,8 +53,14 @@ fn deposits(evidence: &Evidence, spent: &mut BTreeSet<OutPoint>) -> Result<Vec<S
         else {
             continue;
         };
-        let deposit = deposit(evidence, *outpoint, *amount, account, terms.next(), spent);
-        swept.push(deposit.map_err(|refusal| refusal.of(operation.id(&body.vault)))?);
+        let of = |refusal: Refusal| refusal.of(operation.id(&body.vault));
+        let terms = terms
+            .next()
+            .ok_or_else(|| of(refuse("its deposit terms are missing".to_owned())))?;
+        let (deposit, confirmations) =
+            deposit(evidence, *outpoint, *amount, account, terms, spent).map_err(of)?;
+        refund_is_far(margin, terms, confirmations).map_err(of)?;
+        swept.push(deposit);
     }
     Ok(swept)
 }
@@ -63,13 +70,12 @@ fn deposit(
     outpoint: OutPoint,
     amount: Amount,
     account: &AccountKey,
-    terms: Option<&DepositTerms>,
+    terms: &DepositTerms,
     spent: &mut BTreeSet<OutPoint>,
-) -> Result<Swept, Refusal> {
+) -> Result<(Swept, u32), Refusal> {
     if !spent.insert(outpoint) {
         return Err(refuse(format!("{outpoint} is spent twice in this batch")));
     }
-    let terms = terms.ok_or_else(|| refuse("its deposit terms are missing".to_owned()))?;
     terms
         .check(evidence.vault.id(), evidence.vault.parameters())
         .map_err(|error| refuse(error.to_string()))?;
@@ -96,34 +102,30 @@ fn deposit(
             ),
         }));
     }
-    refund_is_far(evidence, &evidence.standing, terms, output.confirmations)?;
-    Ok(Swept {
+    let swept = Swept {
         outpoint,
         value: output.value,
         address,
-    })
+    };
+    Ok((swept, output.confirmations))
+}
+
+/// How many blocks away from its refund a deposit must be.
+fn refund_margin(evidence: &Evidence, standing: &Standing) -> u32 {
+    // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
+    if s07_one_batch::is_bump(evidence, standing) {
+        return 1;
+    }
+    let parameters = evidence.vault.parameters();
+    u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window))
 }
 
 /// A refund can be mined in the next block once the deposit has `refund_delay` confirmations (BIP-68).
-fn refund_is_far(
-    evidence: &Evidence,
-    standing: &Standing,
-    terms: &DepositTerms,
-    confirmations: u32,
-) -> Result<(), Refusal> {
-    let parameters = evidence.vault.parameters();
+fn refund_is_far(margin: u32, terms: &DepositTerms, confirmations: u32) -> Result<(), Refusal> {
     let left = u32::from(terms.refund_delay).saturating_sub(confirmations);
-    let margin =
-        u32::from(parameters.replacement_delay).saturating_add(u32::from(parameters.bump_window));
-    // A bump must be possible for as long as the deposit is the vault's: the first batch may confirm too.
-    let needed = if s07_one_batch::is_bump(evidence, standing) {
-        1
-    } else {
-        margin
-    };
-    if left < needed {
+    if left < margin {
         return Err(refuse(format!(
-            "its refund opens in {left} blocks, {needed} are needed"
+            "its refund opens in {left} blocks, {margin} are needed"
         )));
     }
     Ok(())
@@ -133,10 +135,11 @@ fn refund_is_far(
 /// signed late.
 pub(super) fn check_refunds(evidence: &Evidence, standing: &Standing) -> Result<(), Refusal> {
     let since = standing.height.saturating_sub(evidence.standing.height);
+    let margin = refund_margin(evidence, standing);
     for ((outpoint, _), terms) in evidence.body.deposits().zip(&evidence.body.terms) {
         let output = confirmed_output(evidence, outpoint)?;
         let confirmations = output.confirmations.saturating_add(since);
-        refund_is_far(evidence, standing, terms, confirmations)?;
+        refund_is_far(margin, terms, confirmations)?;
     }
     Ok(())
 }

@@ -24,24 +24,29 @@ pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refu
     signer::judge(
         standing.promise.as_ref(),
         &evidence.candidate,
+        evidence.body.batch(),
         standing.height,
         evidence.vault.parameters().replacement_delay.into(),
     )
     .map(|_| ())
 }
 
-/// Whether this operator has signed this body, or this transaction under another body's proofs, before: the candidate can
-/// only be a fee bump of it, or the same again.
+/// Whether this operator has signed this batch, or this transaction, before, whoever has proved it: the candidate can only
+/// be a fee bump of it, or the same again.
 pub(super) fn is_bump(evidence: &Evidence, standing: &Standing) -> bool {
-    let candidate = &evidence.candidate;
     let promise = standing.promise.as_ref();
-    promise.is_some_and(|promise| promise.body == candidate.body || promise.txid == candidate.txid)
+    promise.is_some_and(|promise| {
+        promise.txid == evidence.candidate.txid || promise.batch == evidence.body.batch()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use bitcoin::Amount;
-    use protocol::{batch::BodyHash, signer::Promise};
+    use protocol::{
+        batch::{BatchHash, BodyHash},
+        signer::Promise,
+    };
 
     use super::*;
     use crate::verify::fixture::{self, Users};
@@ -50,6 +55,7 @@ mod tests {
         Promise {
             sequence: evidence.candidate.sequence,
             parent: evidence.candidate.parent,
+            batch: evidence.body.batch(),
             body: evidence.candidate.body,
             fee: evidence.candidate.fee,
             txid: evidence.candidate.txid,
@@ -62,7 +68,7 @@ mod tests {
         let mut evidence = fixture::without_proofs(&Users::new());
         check(&evidence, &evidence.standing).unwrap();
         let mut promise = promised(&evidence);
-        promise.body = BodyHash([9; 32]);
+        promise.batch = BatchHash([9; 32]);
         promise.txid = evidence.head.outpoint.txid;
         evidence.standing.promise = Some(promise);
         let refusal = check(&evidence, &evidence.standing).unwrap_err();
@@ -75,10 +81,16 @@ mod tests {
     }
 
     #[test]
-    fn the_same_transaction_under_other_proofs_is_no_other_batch() {
+    fn a_batch_under_other_proofs_is_no_other_batch() {
         let mut evidence = fixture::without_proofs(&Users::new());
         let mut promise = promised(&evidence);
         promise.body = BodyHash([9; 32]);
+        evidence.standing.promise = Some(promise.clone());
+        check(&evidence, &evidence.standing).unwrap();
+        assert!(is_bump(&evidence, &evidence.standing));
+        // Nor is a higher fee for it.
+        promise.txid = evidence.head.outpoint.txid;
+        promise.fee -= Amount::ONE_SAT;
         evidence.standing.promise = Some(promise);
         check(&evidence, &evidence.standing).unwrap();
         assert!(is_bump(&evidence, &evidence.standing));

@@ -7,7 +7,7 @@ use bitcoin::{Amount, XOnlyPublicKey};
 use chain::rpc::UnspentOutput;
 use proof::Keys;
 use protocol::{
-    batch::BodyHash,
+    batch::BatchHash,
     deposit::NUMS,
     message::{Refusal, Rule},
 };
@@ -66,7 +66,7 @@ fn cases_of_standing() -> Vec<Case> {
             |e| {
                 bump(e);
                 if let Some(promise) = &mut e.standing.promise {
-                    promise.body = BodyHash([9; 32]);
+                    promise.batch = BatchHash([9; 32]);
                 }
             },
             Rule::S7,
@@ -75,7 +75,7 @@ fn cases_of_standing() -> Vec<Case> {
     ]
 }
 
-/// This body has a share; a coordinator asks for another transaction of it.
+/// This batch has a share; a coordinator asks for another transaction of it.
 fn cases_of_bumps() -> Vec<Case> {
     fn paid_more(e: &mut Evidence, payout: i64, treasury: i64) {
         bump(e);

@@ -5,7 +5,7 @@ use ledger::SequenceNumber;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    batch::{BodyHash, Candidate},
+    batch::{BatchHash, BodyHash, Candidate},
     message::{Refusal, Rule},
 };
 
@@ -16,29 +16,33 @@ pub struct Promise {
     pub sequence: SequenceNumber,
     /// The treasury that it spends.
     pub parent: OutPoint,
-    /// The body.
+    /// The batch.
+    pub batch: BatchHash,
+    /// The body that it was signed with last. Others may have proved it, too.
     pub body: BodyHash,
-    /// Highest fee signed for this body.
+    /// Highest fee signed for this batch.
     pub fee: Amount,
     /// The transaction with that fee.
     pub txid: Txid,
-    /// Height of this operator's chain when it first signed this body.
+    /// Height of this operator's chain when it first signed this batch.
     pub height: u32,
 }
 
-/// S7: may this candidate be signed after that promise? Gives the promise to store.
+/// S7: may this candidate of that batch be signed after that promise? Gives the promise to store.
 ///
 /// # Errors
 /// A [`Refusal`] under [`Rule::S7`].
 pub fn judge(
     promise: Option<&Promise>,
     candidate: &Candidate,
+    batch: BatchHash,
     height: u32,
     replacement_delay: u32,
 ) -> Result<Promise, Refusal> {
     let fresh = Promise {
         sequence: candidate.sequence,
         parent: candidate.parent,
+        batch,
         body: candidate.body,
         fee: candidate.fee,
         txid: candidate.txid,
@@ -51,17 +55,19 @@ pub fn judge(
     if promise.sequence != candidate.sequence || promise.parent != candidate.parent {
         return Ok(fresh);
     }
-    // The very same transaction, whoever proved its body: proofs are random, what is spent and paid is not.
-    if candidate.txid == promise.txid {
-        return Ok(promise.clone());
+    let same = Promise {
+        height: promise.height,
+        ..fresh
+    };
+    let is_same = promise.batch == batch;
+    if candidate.txid == promise.txid || is_same && candidate.fee > promise.fee {
+        return Ok(same);
     }
-    if promise.body == candidate.body {
-        if candidate.fee > promise.fee {
-            return Ok(Promise {
-                height: promise.height,
-                ..fresh
-            });
-        }
+    // The promise binds no longer. The same batch for less is no worse then than another one.
+    if height.saturating_sub(promise.height) >= replacement_delay {
+        return Ok(Promise { height, ..same });
+    }
+    if is_same {
         return Err(Refusal::new(
             Rule::S7,
             format!(
@@ -70,14 +76,11 @@ pub fn judge(
             ),
         ));
     }
-    if height.saturating_sub(promise.height) >= replacement_delay {
-        return Ok(fresh);
-    }
     Err(Refusal::new(
         Rule::S7,
         format!(
             "batch {} was signed for sequence number {} at height {}; another has to wait {replacement_delay} blocks",
-            promise.body, promise.sequence.0, promise.height
+            promise.batch, promise.sequence.0, promise.height
         ),
     ))
 }

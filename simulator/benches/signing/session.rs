@@ -17,7 +17,7 @@ use protocol::{
     signing::{Effect, Frost, Input, Session},
 };
 use rand::rngs::OsRng;
-use simulator::{Group, batch, deal};
+use simulator::{Group, batch, deal, verified};
 use threshold::{
     KeyShare, SignerId,
     sign::{self, Commitments, Message, Nonces, Package, Tweak},
@@ -343,12 +343,13 @@ impl Operator {
         let Ok(Gossip::Proposal { subject, .. }) = decode::<Gossip>(message) else {
             panic!("not a proposal");
         };
+        let verified = verified(id, &subject);
         let proposed = signer::Input::Proposed {
             from: COORDINATOR,
             subject,
         };
         self.state.step(0, proposed).unwrap();
-        self.state.step(0, signer::Input::Verified(id)).unwrap();
+        self.state.step(0, verified).unwrap();
         let stored = signer::Input::Stored {
             session: id,
             reachable: BTreeSet::new(),
@@ -380,12 +381,13 @@ impl Operator {
         else {
             panic!("not a pooled sign request");
         };
+        let verified = verified(id, &subject);
         let proposed = signer::Input::SignPooled {
             from: COORDINATOR,
             subject,
         };
         self.state.step(0, proposed).unwrap();
-        self.state.step(0, signer::Input::Verified(id)).unwrap();
+        self.state.step(0, verified).unwrap();
         let stored = signer::Input::Stored {
             session: id,
             reachable: BTreeSet::new(),

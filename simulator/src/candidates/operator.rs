@@ -14,6 +14,7 @@ use protocol::{
 };
 
 use super::{Block, Body, Broken, Choice, DELAY, Parent, head, spendable};
+use crate::batch;
 
 /// A second of these runs is a block of the longest chain.
 const BLOCK_MS: u64 = 1_000;
@@ -161,10 +162,11 @@ impl Operator {
             Some(latest) if latest.choice == choice => return,
             Some(latest) if latest.choice.body == choice.body => {
                 let old = height.saturating_sub(latest.since) >= DELAY;
-                if choice.fee < latest.choice.fee && !old {
+                let pays_less = choice.fee < latest.choice.fee;
+                if pays_less && !old {
                     self.unlawful = Some("S7: a replacement that pays less");
                 }
-                latest.since
+                if pays_less { height } else { latest.since }
             }
             Some(latest) => {
                 let old = height.saturating_sub(latest.since) >= DELAY;
@@ -183,13 +185,14 @@ impl Operator {
 fn signs(state: &mut State, candidate: Candidate) -> Option<()> {
     let subject = Subject::Batch(candidate);
     let session = subject.session(&COORDINATOR);
+    let verified = batch::verified(session, &subject);
     let (epoch, attempt) = (state.epoch, 1);
     let inputs = [
         Input::Proposed {
             from: COORDINATOR,
             subject,
         },
-        Input::Verified(session),
+        verified,
         Input::Stored {
             session,
             reachable: BTreeSet::new(),

@@ -89,7 +89,9 @@ impl fmt::Display for Fault {
             Self::ForgetsConfirmations => "coordinators forget a confirmation",
             Self::NeverRequeues => "coordinators forget a dissolved batch's requests",
             Self::NeverResubmits => "coordinators submit a batch once",
-            Self::NeverBumps => "coordinators never bump a fee",
+            Self::NeverBumps => {
+                "coordinators never bump a fee, nor give up a batch that pays too little"
+            }
             Self::NeverDissolves => "coordinators wait for a lost deposit for ever",
         })
     }

@@ -112,7 +112,8 @@ struct Asked {
 struct Made {
     candidate: Candidate,
     built: Arc<BatchTransaction>,
-    is_signed: bool,
+    /// Height of the coordinator's chain when it was signed.
+    signed: Option<u32>,
 }
 
 /// A batch in a coordinator's store.
@@ -124,8 +125,10 @@ struct Record {
     height: Option<u32>,
     /// Height of the chain when it got to its place.
     since: u32,
-    /// Height since which a deposit or top-up of it is not in the chain.
-    missing: Option<u32>,
+    /// Height since which it can't get into a block by itself.
+    stuck: Option<u32>,
+    /// Whether an operator has refused a higher fee for it because of a deposit (S2).
+    is_refused: bool,
 }
 
 struct Running<C: Signatures> {

@@ -7,6 +7,7 @@ use rand::{Rng as _, seq::SliceRandom as _};
 
 use super::{CHAT_MS, MAX_CHATS, PASS_ON_TO, World};
 use crate::{
+    batch,
     event::Event,
     schedule::Conduct,
     signatures::{Request, Signatures},
@@ -45,8 +46,8 @@ impl<C: Signatures> World<C> {
     ) -> Result<(), String> {
         for effect in effects {
             match effect {
-                signer::Effect::Verify(id, ..) => {
-                    self.later(operator, 200, signer::Input::Verified(id));
+                signer::Effect::Verify(id, _, subject) => {
+                    self.later(operator, 200, batch::verified(id, &subject));
                 }
                 signer::Effect::Store(session) => {
                     let reachable = self.neighbours(operator);

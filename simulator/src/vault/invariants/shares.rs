@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bitcoin::{Amount, OutPoint, Transaction, TxOut, Txid};
 use ledger::{Ledger, SequenceNumber};
 use protocol::{
-    batch::{Body, BodyHash, Candidate},
+    batch::{BatchHash, Body, BodyHash, Candidate},
     invariants::Violation,
     transaction::{Commitment, TREASURY_DUST, Treasury},
     vault::Vault,
@@ -167,10 +167,11 @@ impl Verdict<'_> {
 
 #[derive(Clone, Debug)]
 struct Share {
+    batch: BatchHash,
     body: BodyHash,
     fee: Amount,
     txid: Txid,
-    /// Height of the operator's chain when it first signed this body without having signed another since.
+    /// Height of the operator's chain when it first signed this batch without having signed another since.
     first: u32,
 }
 
@@ -179,13 +180,14 @@ struct Share {
 pub struct Given(BTreeMap<(SequenceNumber, OutPoint), Vec<Share>>);
 
 impl Given {
-    /// A share leaves. `is_lost` says whether a body can't be confirmed any more.
+    /// A share for this candidate of that batch leaves. `is_lost` says whether a body can't be confirmed any more.
     ///
     /// # Errors
     /// [`Violation`].
     pub fn share(
         &mut self,
         candidate: &Candidate,
+        batch: BatchHash,
         height: u32,
         replacement_delay: u32,
         is_lost: impl Fn(&BodyHash) -> bool,
@@ -194,30 +196,31 @@ impl Given {
             .0
             .entry((candidate.sequence, candidate.parent))
             .or_default();
-        let (mut first, mut body) = (height, candidate.body);
+        let mut first = height;
         if let Some(last) = given.last() {
-            if last.body == candidate.body {
+            if last.txid == candidate.txid {
                 first = last.first;
+            } else if last.batch == batch {
                 let is_soon = height.saturating_sub(last.first) < replacement_delay;
-                if last.txid != candidate.txid && candidate.fee <= last.fee && is_soon {
+                if candidate.fee > last.fee {
+                    first = last.first;
+                } else if is_soon {
                     return Err(broken("S7", "a replacement that does not pay more"));
                 }
-            } else if last.txid == candidate.txid {
-                // The same transaction under another body's proofs: it is the batch that was signed.
-                (first, body) = (last.first, last.body);
             } else if height.saturating_sub(last.first) < replacement_delay && !is_lost(&last.body)
             {
                 return Err(broken(
                     "S7",
                     format!(
-                        "batch {} is signed at height {height}, {} was at {}",
-                        candidate.body, last.body, last.first
+                        "batch {batch} is signed at height {height}, {} was at {}",
+                        last.batch, last.first
                     ),
                 ));
             }
         }
         given.push(Share {
-            body,
+            batch,
+            body: candidate.body,
             fee: candidate.fee,
             txid: candidate.txid,
             first,

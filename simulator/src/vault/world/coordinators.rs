@@ -7,17 +7,37 @@ use bitcoin::OutPoint;
 use protocol::{
     api::BatchStatus,
     batch::Candidate,
+    bump::{Schedule, Unconfirmed},
+    message::{SessionId, Subject},
     pipeline::{self, Effect, Input},
 };
 use rand::Rng as _;
 
-use super::{Event, Fault, Made, Message, Node, ROUND_MS, World, users::key_of};
+use super::{Event, Fault, Made, Message, Node, ROUND_MS, Record, World, users::key_of};
 use crate::{signatures::Signatures, vault::view::View};
 
 /// Blocks after which a coordinator gives up a batch that operators do not sign: longer than they are bound to another.
 const SIGN_WITHIN: u32 = 10;
 /// Blocks after which it pays more for one that is not confirmed.
-const BUMP_AFTER: u32 = 2;
+const BUMP_AFTER: u16 = 2;
+
+fn is_open(status: BatchStatus) -> bool {
+    matches!(
+        status,
+        BatchStatus::Formed | BatchStatus::Proven | BatchStatus::Signed | BatchStatus::Broadcast
+    )
+}
+
+/// `None` for a batch of which nothing is signed here.
+fn waiting_since(record: &Record) -> Option<Unconfirmed> {
+    let mut signed = record.made.iter().filter_map(|made| made.signed);
+    let first = signed.next()?;
+    Some(Unconfirmed {
+        first,
+        latest: signed.next_back().unwrap_or(first),
+        tried: None,
+    })
+}
 
 impl<C: Signatures> World<C> {
     /// Whether this coordinator forms batches now: all do, until it is calm.
@@ -97,8 +117,59 @@ impl<C: Signatures> World<C> {
         Ok(())
     }
 
+    /// Writes records of confirmed batches that another coordinator has made, as `rebuild` does; what was in an own one that
+    /// lost against it waits again.
+    fn record_others(&mut self, coordinator: usize) {
+        let Some(one) = self.coordinators.get_mut(coordinator) else {
+            return;
+        };
+        let height = one.view.height();
+        for block in one.view.confirmed() {
+            let sequence = block.treasury.commitment.sequence.0;
+            let is_done = one.records.get(&sequence).is_some_and(|record| {
+                let is_active = matches!(record.status, BatchStatus::Formed | BatchStatus::Proven);
+                is_active
+                    || record
+                        .made
+                        .iter()
+                        .any(|made| made.candidate.txid == block.txid)
+            });
+            let Some((_, built)) = self.registry.get(&block.txid).filter(|_| !is_done) else {
+                continue;
+            };
+            let Some((candidate, body)) = one.view.batches.get(&block.txid) else {
+                continue;
+            };
+            for asked in one.requests.values_mut() {
+                if asked.in_batch == Some(sequence) {
+                    asked.in_batch = None;
+                }
+            }
+            for operation in &body.operations {
+                if let Some(asked) = key_of(operation).and_then(|key| one.requests.get_mut(&key)) {
+                    asked.in_batch = Some(sequence);
+                }
+            }
+            let record = Record {
+                status: BatchStatus::Confirmed,
+                body: body.clone(),
+                made: vec![Made {
+                    candidate: candidate.clone(),
+                    built: built.clone(),
+                    signed: Some(block.height),
+                }],
+                height: Some(block.height),
+                since: height,
+                stuck: None,
+                is_refused: false,
+            };
+            one.records.insert(sequence, record);
+        }
+    }
+
     /// What is written of each batch is compared with the chain.
     fn compare(&mut self, coordinator: usize) -> Result<(), String> {
+        self.record_others(coordinator);
         let finality = self.place.vault.parameters().final_confirmations;
         let Some(one) = self.coordinators.get(coordinator) else {
             return Ok(());
@@ -112,17 +183,16 @@ impl<C: Signatures> World<C> {
                     let own = record.made.iter();
                     own.map(|made| made.candidate.txid)
                         .any(|txid| txid == block.txid)
-                })
-                .map(|block| block.height);
+                });
             let seen = pipeline::seen(
                 record.status,
                 record.height,
-                block,
+                block.map(|block| block.height),
                 one.view.height(),
                 finality,
             );
             if let Some(input) = seen {
-                inputs.push((*sequence, input, block));
+                inputs.push((*sequence, input, block.copied()));
             }
         }
         for (sequence, input, block) in inputs {
@@ -135,7 +205,14 @@ impl<C: Signatures> World<C> {
                 .get_mut(coordinator)
                 .and_then(|one| one.records.get_mut(&sequence))
             {
-                record.height = block;
+                record.height = block.map(|block| block.height);
+                (record.stuck, record.is_refused) = (None, false);
+                // Whoever had it signed: its witnesses are in the block, and it can be submitted from here.
+                for made in &mut record.made {
+                    if let Some(block) = block.filter(|block| block.txid == made.candidate.txid) {
+                        made.signed.get_or_insert(block.height);
+                    }
+                }
             }
         }
         Ok(())
@@ -151,14 +228,7 @@ impl<C: Signatures> World<C> {
         let mut over = Vec::new();
         let mut is_cut = false;
         for (sequence, record) in &one.records {
-            let is_open = matches!(
-                record.status,
-                BatchStatus::Formed
-                    | BatchStatus::Proven
-                    | BatchStatus::Signed
-                    | BatchStatus::Broadcast
-            );
-            if !is_open {
+            if !is_open(record.status) {
                 continue;
             }
             let is_lost = one.view.lost_deposit(&record.body, depth).is_some()
@@ -220,13 +290,23 @@ impl<C: Signatures> World<C> {
         let Some(one) = self.coordinators.get_mut(coordinator) else {
             return Ok(());
         };
+        let height = one.view.height();
         let Some(record) = one.records.get_mut(&sequence) else {
             return Ok(());
         };
+        record.is_refused = false;
         for made in &mut record.made {
-            made.is_signed |= made.candidate.txid == candidate.txid;
+            if made.candidate.txid == candidate.txid {
+                made.signed.get_or_insert(height);
+            }
         }
-        if record.made.iter().filter(|made| made.is_signed).count() > 1 {
+        if record
+            .made
+            .iter()
+            .filter(|made| made.signed.is_some())
+            .count()
+            > 1
+        {
             self.counts.bumped = self.counts.bumped.saturating_add(1);
         }
         // It may have been confirmed, or given up, meanwhile: then only the chain moves it.
@@ -256,7 +336,7 @@ impl<C: Signatures> World<C> {
         let Some(record) = record else {
             return Ok(false);
         };
-        let signed = record.made.iter().rev().find(|made| made.is_signed);
+        let signed = record.made.iter().rev().find(|made| made.signed.is_some());
         let Some(txid) = signed.map(|made| made.candidate.txid) else {
             return Ok(false);
         };
@@ -277,11 +357,13 @@ impl<C: Signatures> World<C> {
         let Some(record) = one.records.get(&sequence) else {
             return Ok(());
         };
-        let signed = record.made.iter().rev().find(|made| made.is_signed);
+        let signed = record.made.iter().rev().find(|made| made.signed.is_some());
         let Some(signed) = signed else {
             return Ok(());
         };
-        let (txid, since, status) = (signed.candidate.txid, record.since, record.status);
+        let (txid, status) = (signed.candidate.txid, record.status);
+        let is_due =
+            waiting_since(record).is_some_and(|waiting| self.bumps().is_due(&waiting, height));
         let is_gone = !self.chain.is_pooled(&txid) && self.chain.confirmed_at(&txid).is_none();
         let mut is_refused = false;
         if is_gone && (status == BatchStatus::Signed || self.fault != Some(Fault::NeverResubmits)) {
@@ -289,19 +371,60 @@ impl<C: Signatures> World<C> {
             is_refused = self.give(coordinator, sequence)?;
         }
         if self.is_given_up(coordinator, sequence) {
-            return self.advance(coordinator, sequence, Input::Dissolved);
+            return self.give_up(coordinator, sequence);
         }
-        let is_slow =
-            height.saturating_sub(since) >= BUMP_AFTER && self.chain.confirmed_at(&txid).is_none();
-        if is_slow && self.fault != Some(Fault::NeverBumps) {
+        if is_due
+            && self.chain.confirmed_at(&txid).is_none()
+            && self.fault != Some(Fault::NeverBumps)
+        {
             return self.bump(coordinator, sequence, is_refused);
         }
         Ok(())
     }
 
-    /// Whether a deposit or top-up of the batch has been out of the chain for so long that operators sign another batch.
+    /// Gives up a batch, and with it all that build on it.
+    fn give_up(&mut self, coordinator: usize, sequence: u64) -> Result<(), String> {
+        let Some(one) = self.coordinators.get(coordinator) else {
+            return Ok(());
+        };
+        let later = one.records.range(sequence..);
+        let over: Vec<u64> = later
+            .filter(|(_, record)| is_open(record.status))
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        for sequence in over {
+            self.advance(coordinator, sequence, Input::Dissolved)?;
+        }
+        Ok(())
+    }
+
+    fn bumps(&self) -> Schedule {
+        Schedule {
+            after: BUMP_AFTER,
+            window: self.place.vault.parameters().bump_window,
+        }
+    }
+
+    /// An operator refuses a candidate because of a deposit (S2): perhaps a higher fee for a batch that is signed.
+    pub(super) fn note_refused_bump(&mut self, coordinator: usize, id: SessionId) {
+        let Some(one) = self.coordinators.get_mut(coordinator) else {
+            return;
+        };
+        for record in one.records.values_mut() {
+            let Some(last) = record.made.last().filter(|made| made.signed.is_none()) else {
+                continue;
+            };
+            record.is_refused |= record.made.iter().any(|made| made.signed.is_some())
+                && Subject::Batch(last.candidate.clone()).session(&one.key) == id;
+        }
+    }
+
+    /// Whether the batch could not get into a block by itself for so long that operators sign another one.
     fn is_given_up(&mut self, coordinator: usize, sequence: u64) -> bool {
-        let delay = self.place.vault.parameters().replacement_delay;
+        let (delay, schedule) = (
+            self.place.vault.parameters().replacement_delay,
+            self.bumps(),
+        );
         if self.fault == Some(Fault::NeverDissolves) {
             return false;
         }
@@ -313,20 +436,22 @@ impl<C: Signatures> World<C> {
             return false;
         };
         let is_confirmed = |made: &Made| self.chain.confirmed_at(&made.candidate.txid).is_some();
-        let top_ups = record.made.iter().rev().find(|made| made.is_signed);
+        let top_ups = record.made.iter().rev().find(|made| made.signed.is_some());
         let top_ups = top_ups.map_or(&[][..], |made| &made.candidate.top_ups);
         let mut spent = record
             .body
             .deposits()
             .map(|(outpoint, _)| outpoint)
             .chain(top_ups);
-        if record.made.iter().any(is_confirmed)
-            || spent.all(|outpoint| self.chain.coin(outpoint).is_some())
-        {
-            record.missing = None;
+        let can_wait = spent.all(|outpoint| self.chain.coin(outpoint).is_some());
+        let is_over = self.fault != Some(Fault::NeverBumps)
+            && (record.is_refused
+                || waiting_since(record).is_some_and(|waiting| schedule.is_over(&waiting, height)));
+        if record.made.iter().any(is_confirmed) || can_wait && !is_over {
+            record.stuck = None;
             return false;
         }
-        let since = *record.missing.get_or_insert(height);
+        let since = *record.stuck.get_or_insert(height);
         pipeline::is_given_up(since, height, delay)
     }
 

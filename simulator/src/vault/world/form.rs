@@ -106,11 +106,12 @@ impl<C: Signatures> World<C> {
             made: vec![Made {
                 candidate: candidate.clone(),
                 built,
-                is_signed: false,
+                signed: None,
             }],
             height: None,
             since: one.view.height(),
-            missing: None,
+            stuck: None,
+            is_refused: false,
         };
         one.view.keep(&candidate, &body);
         one.records.insert(sequence, record);
@@ -299,7 +300,7 @@ impl<C: Signatures> World<C> {
             return Ok(());
         };
         let (body, everybody) = (record.body.clone(), self.everybody());
-        if !last.is_signed {
+        if last.signed.is_none() {
             // It waits for its signatures.
             let candidate = last.candidate.clone();
             return self.propose(coordinator, &candidate, &body, &everybody);
@@ -341,7 +342,7 @@ impl<C: Signatures> World<C> {
             record.made.push(Made {
                 candidate: candidate.clone(),
                 built,
-                is_signed: false,
+                signed: None,
             });
         }
         self.propose(coordinator, &candidate, &body, &everybody)

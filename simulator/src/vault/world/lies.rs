@@ -58,7 +58,7 @@ impl<C: Signatures> World<C> {
             let made = Made {
                 candidate: candidate.clone(),
                 built,
-                is_signed: false,
+                signed: None,
             };
             let since = one.view.height();
             one.view.keep(&candidate, &body);
@@ -68,7 +68,8 @@ impl<C: Signatures> World<C> {
                 made: Vec::new(),
                 height: None,
                 since,
-                missing: None,
+                stuck: None,
+                is_refused: false,
             });
             record.made.push(made);
         }

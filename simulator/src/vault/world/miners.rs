@@ -321,7 +321,11 @@ impl<C: Signatures> World<C> {
     pub(super) fn up(&mut self, node: Node) -> Result<(), String> {
         self.note(|| format!("{node:?} starts"));
         match node {
-            Node::Operator(i) => self.boot(i),
+            Node::Operator(i) => {
+                self.boot(i);
+                // Where the chain is on its own disk, before any block that it has missed.
+                self.tell_machine(i)?;
+            }
             Node::Coordinator(i) => {
                 if let Some(one) = self.coordinators.get_mut(i) {
                     one.is_up = true;

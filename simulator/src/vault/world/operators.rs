@@ -60,7 +60,7 @@ impl<C: Signatures> World<C> {
     }
 
     /// Tells the machine where the chain is.
-    fn tell_machine(&mut self, operator: usize) -> Result<(), String> {
+    pub(super) fn tell_machine(&mut self, operator: usize) -> Result<(), String> {
         let depth = self.place.vault.parameters().deposit_confirmations;
         let Some(one) = self.operators.get(operator) else {
             return Ok(());
@@ -278,7 +278,10 @@ impl<C: Signatures> World<C> {
                 signer::Effect::Verify(id, ..) => {
                     let verdict = self.verdict(operator, id)?;
                     let input = match verdict {
-                        Ok(()) => signer::Input::Verified(id),
+                        Ok(batch) => signer::Input::Verified {
+                            session: id,
+                            batch: Some(batch),
+                        },
                         Err(refusal) => signer::Input::Refused(id, refusal),
                     };
                     self.later(operator, VERIFY_MS, input);
@@ -489,7 +492,7 @@ impl<C: Signatures> World<C> {
         let Some(one) = self.operators.get_mut(operator) else {
             return Ok(());
         };
-        let Some((candidate, _)) = one.proposed.get(&session).cloned() else {
+        let Some((candidate, body)) = one.proposed.get(&session).cloned() else {
             return Err("shares: S8: for a batch that it does not know".to_owned());
         };
         self.counts.shares = self.counts.shares.saturating_add(1);
@@ -523,7 +526,7 @@ impl<C: Signatures> World<C> {
         let delay = u32::from(parameters.replacement_delay);
         let height = view.height();
         one.given
-            .share(&candidate, height, delay, is_lost)
+            .share(&candidate, body.batch(), height, delay, is_lost)
             .map_err(text)?;
         self.note(|| format!("operator {operator} signs {}", candidate.txid));
         Ok(())

@@ -6,7 +6,7 @@ use bitcoin::Txid;
 use protocol::{
     batch::{Body, Candidate},
     invariants,
-    message::{Refusal, SessionId, Subject},
+    message::{Refusal, Rule, SessionId, Subject},
     reputation::Standing,
     signing::{Effect, Input, Session},
 };
@@ -226,6 +226,9 @@ impl<C: Signatures> World<C> {
         let Some(from) = self.operators.get(operator).map(|one| one.signing.signer) else {
             return Ok(());
         };
+        if refusal.rule == Rule::S2 {
+            self.note_refused_bump(coordinator, id);
+        }
         self.tell(coordinator, id, Input::Refused { from, refusal })
     }
 

@@ -10,7 +10,7 @@ use operator::{
     verify::{self, Evidence, Standing},
 };
 use protocol::{
-    batch::{Body, Candidate},
+    batch::{BatchHash, Body, Candidate},
     message::{Refusal, Rule, SessionId},
 };
 
@@ -18,12 +18,12 @@ use super::{Fault, World, is_proof, text};
 use crate::{signatures::Signatures, vault::invariants::Verdict};
 
 impl<C: Signatures> World<C> {
-    /// What this operator's rules say of a batch, and what may be said of its verdict.
+    /// What this operator's rules say of a batch, and what may be said of its verdict. Gives which batch it is.
     pub(super) fn verdict(
         &mut self,
         operator: usize,
         id: SessionId,
-    ) -> Result<Result<(), Refusal>, String> {
+    ) -> Result<Result<BatchHash, Refusal>, String> {
         let Some(one) = self.operators.get(operator) else {
             return Ok(Err(Refusal::new(Rule::S12, "nobody")));
         };
@@ -42,7 +42,7 @@ impl<C: Signatures> World<C> {
                 one.verified.insert(id);
             }
         }
-        Ok(judged)
+        Ok(judged.map(|()| body.batch()))
     }
 
     /// `operator::verify::judge`, once for all operators that know the same.
