@@ -31,7 +31,7 @@ use storage::Changes;
 use self::price::{PriceError, last_refused, price};
 use crate::{
     aggregate::{hand_on, task},
-    broadcast, candidates, dissolve,
+    broadcast, candidates, dissolve, events,
     gossip::{self, Outcome, Report},
     pipeline::{Pipeline, StageError},
     records::{BATCHES, BatchRecord, Bump, BumpFailure, RefusedFee, SignedCandidate},
@@ -311,7 +311,11 @@ async fn update(
     else {
         return Ok(false);
     };
+    let txid = now.txid();
     change(&mut now);
+    if now.txid() != txid {
+        events::batch(&mut changes, &now);
+    }
     changes.put(&BATCHES, &now.sequence.0, &now);
     pipeline.commit(changes).await.map(|()| true)
 }

@@ -9,6 +9,7 @@ use bitcoin::{
 };
 use protocol::api::{BatchDocument, BatchStatus};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{STEP, Story, reorg, until_all_at, until_batch, until_in_mempool};
 use crate::network::{BUMP_AFTER_BLOCKS, Extras, LocalNetwork};
@@ -92,6 +93,7 @@ pub(super) async fn pass_over(network: &mut LocalNetwork, story: &Story) -> anyh
         );
     }
     see_replacement(&first, &second)?;
+    see_event(network, txid(&second)?).await?;
     story.done(format!(
         "the candidate that was on disk is signed: {} before, {} after, for itself and for what it pushes out; payouts and proofs are the same",
         paid(&first)?,
@@ -116,6 +118,25 @@ pub(super) async fn pass_over(network: &mut LocalNetwork, story: &Story) -> anyh
     ensure!(why.contains("ceiling"), "the fee is not raised: {why}");
     story.done(format!("no third one: {why}"));
     confirm_both(network, &first, &second, story).await
+}
+
+/// The stream of events says that the batch is another transaction now.
+async fn see_event(network: &LocalNetwork, txid: Txid) -> anyhow::Result<()> {
+    let url = network.client.url().join("v1/events?after=0&topic=batch")?;
+    let mut stream = reqwest::get(url).await?.error_for_status()?;
+    let mut said = Vec::new();
+    let read = async {
+        while let Some(bytes) = stream.chunk().await? {
+            said.extend(bytes);
+            if String::from_utf8_lossy(&said).contains(&txid.to_string()) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the events end without {txid}")
+    };
+    timeout(STEP, read)
+        .await
+        .context("no event of the higher fee")?
 }
 
 /// So few operators are left that the higher fee can't be signed; and the coordinator dies when it has written and
