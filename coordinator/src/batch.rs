@@ -74,6 +74,12 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     let mut changes = Changes::new();
     let picks = pick(pipeline, &mut changes).await?;
     let formed = fill(pipeline, &head, picks, &mut changes, started).await?;
+    // What was decided on a ledger that is not the latest any more is not written; the requests come back when their lease
+    // is over.
+    let _writing = pipeline.writing.clone().lock_owned().await;
+    if pipeline.idle_head()?.map(|now| now.outpoint) != Some(head.outpoint) {
+        return Ok(false);
+    }
     pipeline.commit(changes).await?;
     if formed {
         pipeline.waiting_since = None;

@@ -108,10 +108,16 @@ pub async fn again(pipeline: &mut Pipeline) -> Result<(), StageError> {
     };
     pipeline.stuck.retain(|sequence, _| waits(*sequence));
     for (sequence, record) in rows {
-        if dissolve::is_with_node(record.status) && !record.candidates.is_empty() {
+        if !dissolve::is_with_node(record.status) {
+            continue;
+        }
+        if !record.candidates.is_empty() {
             let reason = see_to(pipeline, &record).await?;
             told(pipeline, sequence, reason.as_deref()).await?;
-            dissolve::waiting(pipeline, &record).await?;
+        }
+        if dissolve::waiting(pipeline, &record).await? {
+            // And all that come after it.
+            break;
         }
     }
     Ok(())

@@ -97,11 +97,37 @@ fn schedule(pipeline: &Pipeline) -> Schedule {
     }
 }
 
-/// Whether no higher fee is signed any more for a batch that is in no block.
+/// Whether no higher fee is signed any more for a batch that is in no block: the bump window is over, operators refuse any
+/// fee, or nothing of it was signed here.
 pub(crate) fn is_over(pipeline: &Pipeline, record: &BatchRecord) -> bool {
     last_refused(record) == Some(RefusedFee::Whatever)
         || waiting_since(record, None)
-            .is_some_and(|waiting| schedule(pipeline).is_over(&waiting, pipeline.height()))
+            .is_none_or(|waiting| schedule(pipeline).is_over(&waiting, pipeline.height()))
+}
+
+/// Whether another batch could pay more than this one: not if a fee that replaces it is above the ceiling, the surplus, or
+/// what operators sign.
+///
+/// # Errors
+/// [`StageError`]; it is asked again.
+pub(crate) async fn can_pay_more(
+    pipeline: &Pipeline,
+    record: &BatchRecord,
+) -> Result<bool, StageError> {
+    if record.candidates.is_empty() {
+        return Ok(true);
+    }
+    if matches!(last_refused(record), Some(RefusedFee::TooHigh(_))) {
+        return Ok(false);
+    }
+    let Some(transition) = pipeline.transition(record)? else {
+        return Ok(false);
+    };
+    match price(pipeline, record, &transition).await {
+        Ok(_) => Ok(true),
+        Err(PriceError::Stage(error)) => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// `None` for a batch of which nothing was signed here: its witnesses are elsewhere.
@@ -190,7 +216,7 @@ async fn sign(
         |refusals, waiting| vote.is_lost(refusals, waiting),
     )
     .await;
-    let (is_promised, why) = (vote.is_promised, vote.why);
+    let (is_promised, why, enough) = (vote.is_promised, vote.why, vote.enough);
     let Some(report) = report else {
         // Shutdown, a block has one of its transactions, or the shares are of a new epoch.
         return Ok(false);
@@ -210,16 +236,7 @@ async fn sign(
         }
         Outcome::Refused => {
             let fee = candidate.fee;
-            let is_against = |rule| report.refusals.iter().any(|(_, why)| why.rule == rule);
-            let refused = if is_against(Rule::S7) {
-                Some(RefusedFee::TooLow(fee))
-            } else if is_against(Rule::S5) {
-                Some(RefusedFee::TooHigh(fee))
-            } else if is_against(Rule::S2) {
-                Some(RefusedFee::Whatever)
-            } else {
-                None
-            };
+            let refused = refused_fee(&report.refusals, fee, enough);
             let reason = format!("a miner fee of {fee} is not signed: {why}");
             // Where nobody can have given a share of it, the next one may pay less.
             let bump = is_promised.then_some(Bump { candidate, top_ups });
@@ -320,9 +337,31 @@ async fn update(
     pipeline.commit(changes).await.map(|()| true)
 }
 
+/// What is wrong with a fee that was refused. One operator alone says nothing of deposits: as many do as can keep the batch
+/// from being signed.
+fn refused_fee(
+    refusals: &[(PeerKey, Refusal)],
+    fee: bitcoin::Amount,
+    enough: usize,
+) -> Option<RefusedFee> {
+    let under = |rule| refusals.iter().filter(move |(_, why)| why.rule == rule);
+    let for_deposits = under(Rule::S2).filter(|(_, why)| !why.operations.is_empty());
+    if for_deposits.count() >= enough {
+        Some(RefusedFee::Whatever)
+    } else if under(Rule::S7).count() > 0 {
+        Some(RefusedFee::TooLow(fee))
+    } else if under(Rule::S5).count() > 0 {
+        Some(RefusedFee::TooHigh(fee))
+    } else {
+        None
+    }
+}
+
 /// Follows who refuses a higher fee.
 struct Vote {
     roster: std::sync::Arc<Roster>,
+    /// So many can keep it from being signed.
+    enough: usize,
     operations: BTreeSet<OperationId>,
     begun: Instant,
     blocked_since: Option<Instant>,
@@ -339,6 +378,7 @@ impl Vote {
         let vault = pipeline.vault.id();
         let operations = record.operations.iter();
         Self {
+            enough: refusals::enough(&pipeline.roster),
             roster: pipeline.roster.clone(),
             operations: operations.map(|operation| operation.id(&vault)).collect(),
             begun: Instant::now(),

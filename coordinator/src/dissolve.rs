@@ -1,5 +1,5 @@
-//! Gives up batches that can't be confirmed any more, because a deposit in them was double-spent in a reorganisation,
-//! and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
+//! Gives up batches that can't be confirmed any more, because a deposit in them was double-spent in a reorganisation, or
+//! the batch before them was confirmed as another transaction, and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
 //! the reason. The ledger has gone back by itself: it follows the treasury.
 //!
 //! A payment that left the chain may also stay out: no mempool has it any more, or it pays too little to be mined. Its batch
@@ -42,7 +42,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
     // The chain may not move until this is written.
     let _writing = pipeline.writing.clone().lock_owned().await;
     let depth = pipeline.vault.parameters().deposit_confirmations;
-    let (next, lost) = {
+    let (head, lost) = {
         let history = pipeline
             .history
             .read()
@@ -50,12 +50,9 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
         let Some(history) = history.as_ref() else {
             return Ok(());
         };
-        let next = history.head().commitment.sequence.0.saturating_add(1);
-        (next, history.all_lost(depth))
+        (history.head(), history.all_lost(depth))
     };
-    if lost.is_empty() {
-        return Ok(());
-    }
+    let next = head.commitment.sequence.0.saturating_add(1);
     let lost: HashMap<Txid, Lost> = lost.into_iter().collect();
     let mut changes = Changes::new();
     let rows: Vec<(u64, BatchRecord)> = pipeline
@@ -69,6 +66,10 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
         }
         let left_out = double_spent(pipeline, &record, &lost);
         let own = deposits(&record).find(|outpoint| lost.contains_key(&outpoint.txid));
+        // As when a reorganisation has taken both, and the one before was confirmed with another fee.
+        let parent = record.candidate.as_ref().map(|candidate| candidate.parent);
+        let is_orphan =
+            sequence == next && is_with_node(record.status) && parent != Some(head.outpoint);
         let why = match (own, &cause) {
             (Some(deposit), _) => format!(
                 "batch {sequence} was dissolved: its deposit {deposit} was double-spent in a reorganisation"
@@ -76,6 +77,9 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
             (None, Some(cause)) => {
                 format!("batch {sequence} was dissolved with one before: {cause}")
             }
+            (None, None) if is_orphan => format!(
+                "batch {sequence} was dissolved: the one before it was confirmed as another transaction"
+            ),
             (None, None) => continue,
         };
         pipeline.abandon(record, &why, &left_out, &mut changes)?;
@@ -91,28 +95,45 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
     pipeline.commit(changes).await
 }
 
+/// Why a signed batch can't get into a block by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// This, which it spends, is not in the chain.
+    Payment(OutPoint),
+    /// No higher fee is signed for it any more.
+    Fee,
+}
+
 /// Looks whether a signed batch can get into a block by itself, and gives it up if it could not for the replacement delay;
-/// with it all that build on it.
+/// with it all that build on it. Gives whether it did.
 ///
 /// # Errors
 /// [`StageError`]; it is looked again.
-pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<(), StageError> {
+pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<bool, StageError> {
     let sequence = record.sequence.0;
     // The blocks that are still to come may have the batch.
     if pipeline.live.borrow().is_behind
         || pipeline.rpc.chain_info().await?.blocks != pipeline.height()
     {
-        return Ok(());
+        return Ok(false);
     }
     let Some(cause) = stuck(pipeline, record).await? else {
         pipeline.stuck.remove(&sequence);
-        return Ok(());
+        return Ok(false);
     };
     let height = pipeline.height();
-    let since = *pipeline.stuck.entry(sequence).or_insert(height);
+    let known = pipeline.stuck.entry(sequence).or_insert((height, cause));
+    if known.1 != cause {
+        *known = (height, cause);
+    }
+    // A fee that was raised late has its time, too.
+    let latest = record.candidates.last().map_or(0, |last| last.height);
+    let since = known.0.max(latest);
     let delay = pipeline.vault.parameters().replacement_delay;
-    if !is_given_up(since, height, delay) {
-        return Ok(());
+    if !is_given_up(since, height, delay)
+        || cause == Stuck::Fee && !bump::can_pay_more(pipeline, record).await?
+    {
+        return Ok(false);
     }
     // The chain may not move until this is written.
     let _writing = pipeline.writing.clone().lock_owned().await;
@@ -124,8 +145,16 @@ pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<()
         .first()
         .is_none_or(|(_, now)| now.key() != record.key() || !is_with_node(now.status))
     {
-        return Ok(());
+        return Ok(false);
     }
+    let cause = match cause {
+        Stuck::Payment(payment) => {
+            format!("{payment}, which batch {sequence} spends, has not been in the chain")
+        }
+        Stuck::Fee => {
+            format!("no block took batch {sequence}, and no higher fee was signed for it any more")
+        }
+    };
     let mut changes = Changes::new();
     for (_, record) in rows.into_iter().filter(|(_, row)| is_open(row.status)) {
         let why = format!(
@@ -134,22 +163,16 @@ pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<()
         );
         pipeline.abandon(record, &why, &BTreeMap::new(), &mut changes)?;
     }
-    pipeline.stuck.clear();
+    pipeline.stuck.retain(|other, _| *other < sequence);
     pipeline.waiting_since = Some(0);
-    pipeline.commit(changes).await
+    pipeline.commit(changes).await.map(|()| true)
 }
 
-/// Why a signed batch can't get into a block by itself.
-async fn stuck(pipeline: &Pipeline, record: &BatchRecord) -> Result<Option<String>, StageError> {
-    let sequence = record.sequence.0;
+async fn stuck(pipeline: &Pipeline, record: &BatchRecord) -> Result<Option<Stuck>, StageError> {
     if let Some(payment) = unconfirmed(pipeline, record).await? {
-        return Ok(Some(format!(
-            "{payment}, which batch {sequence} spends, has not been in the chain"
-        )));
+        return Ok(Some(Stuck::Payment(payment)));
     }
-    Ok(bump::is_over(pipeline, record).then(|| {
-        format!("no block took batch {sequence}, and no higher fee was signed for it any more")
-    }))
+    Ok(bump::is_over(pipeline, record).then_some(Stuck::Fee))
 }
 
 /// A deposit or top-up of the batch that is no output of the chain.

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     advance::advance,
+    dissolve::Stuck,
     epoch::Epochs,
     gossip::Sessions,
     live::{Live, SharedHistory},
@@ -129,9 +130,9 @@ pub struct Pipeline {
     pub waiting_since: Option<u64>,
     /// When the node was last asked for the batches that it was given, in ms.
     pub looked_ms: u64,
-    /// Heights since which a signed batch can't get into a block by itself, by its sequence number; at most as many as
-    /// batches are open.
-    pub stuck: BTreeMap<u64, u32>,
+    /// Heights since which a signed batch can't get into a block by itself, and why, by its sequence number; at most as many
+    /// as batches are open.
+    pub stuck: BTreeMap<u64, (u32, Stuck)>,
     /// How the operators have done in sessions since this coordinator started.
     pub standing: Standing,
     /// The confirmed history. Writer: the task that follows the chain.
@@ -193,11 +194,23 @@ impl Pipeline {
         }
         let head = history.head();
         let next = head.commitment.sequence.0.saturating_add(1);
+        // What the last one has done is in the requests' records, whoever made it.
+        if next > 1 && !self.is_recorded(&head)? {
+            return Ok(None);
+        }
         let busy = self
             .store
             .get(&BATCHES, &next)?
             .is_some_and(|record| record.status != BatchStatus::Abandoned);
         Ok((!busy && self.live.borrow().alarm.is_none()).then_some(head))
+    }
+
+    fn is_recorded(&self, head: &Treasury) -> Result<bool, StageError> {
+        let record = self.store.get(&BATCHES, &head.commitment.sequence.0)?;
+        Ok(record.is_some_and(|record| {
+            let is_in_chain = matches!(record.status, BatchStatus::Confirmed | BatchStatus::Final);
+            is_in_chain && record.txid() == Some(head.outpoint.txid)
+        }))
     }
 
     /// Replays operations on the ledger without changing it.

@@ -52,11 +52,7 @@ pub fn weigh(
     refusals: &[(PeerKey, Refusal)],
     operations: &BTreeSet<OperationId>,
 ) -> Weighed {
-    let enough = roster
-        .operators
-        .len()
-        .saturating_sub(roster.threshold.into())
-        .saturating_add(1);
+    let enough = enough(roster);
     if refusals.len() < enough {
         return Weighed::Possible;
     }
@@ -102,6 +98,16 @@ pub fn weigh(
         (id, left_out)
     });
     Weighed::LeaveOut(left_out.collect())
+}
+
+/// So many operators can keep anything from being signed.
+pub fn enough(roster: &Roster) -> usize {
+    let needed = usize::from(roster.threshold);
+    roster
+        .operators
+        .len()
+        .saturating_sub(needed)
+        .saturating_add(1)
 }
 
 /// Whether a batch formed anew can be signed though these may have given a share for the one before: whoever has refuses

@@ -103,8 +103,8 @@ impl Promised {
         match (grant.promise(), &*verified) {
             (Signable::Batch(promise), Verified::Batch(batch))
                 if promise.txid == batch.candidate().txid
-                    && promise.batch == batch.batch()
-                    && promise.body == batch.candidate().body
+                    && (promise.body != batch.candidate().body
+                        || promise.batch == batch.batch())
                     && promise.sequence == batch.candidate().sequence
                     && promise.parent == batch.candidate().parent =>
             {

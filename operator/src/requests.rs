@@ -78,11 +78,18 @@ impl Requests {
         })
     }
 
-    /// Keeps a request durably that `from` has given; the caller has checked it. The same one again changes nothing.
+    /// Keeps a request durably that `from` has given; the caller has checked it. The same one again changes nothing. An
+    /// operation of the same account and nonce that `is_void` now gives way: a reorganisation can give an account's place to
+    /// somebody else.
     ///
     /// # Errors
     /// [`KeepError`]; nothing was changed.
-    pub fn keep(&self, request: &UserRequest, from: PeerKey) -> Result<(), KeepError> {
+    pub fn keep(
+        &self,
+        request: &UserRequest,
+        from: PeerKey,
+        is_void: impl Fn(&Operation) -> bool,
+    ) -> Result<(), KeepError> {
         // One writer at a time: two operations with one nonce must not both be "kept".
         let mut signed_from = self
             .signed_from
@@ -104,18 +111,23 @@ impl Requests {
                 self.store.commit(changes)?;
             }
             (UserRequest::Signed(operation), Some(RequestName::Signed(sender, nonce))) => {
-                match self.store.get(&SIGNED, &(sender, nonce))? {
+                let gives_way = match self.store.get(&SIGNED, &(sender, nonce))? {
                     Some((there, _)) if there == *operation => return Ok(()),
+                    Some((there, giver)) if is_void(&there) => Some(giver),
                     Some(_) => return Err(KeepError::NonceTaken(nonce)),
-                    None => {}
-                }
+                    None => None,
+                };
                 let count = signed_from.get(&from).copied().unwrap_or(0);
                 if count >= request::share_of(MAX_SIGNED, &self.roster, &from) {
                     return Err(KeepError::Full);
                 }
                 changes.put(&SIGNED, &(sender, nonce), &(operation.clone(), from));
                 self.store.commit(changes)?;
-                signed_from.insert(from, count.saturating_add(1));
+                if let Some(count) = gives_way.and_then(|giver| signed_from.get_mut(&giver)) {
+                    *count = count.saturating_sub(1);
+                }
+                let count = signed_from.entry(from).or_default();
+                *count = count.saturating_add(1);
             }
             _ => return Err(KeepError::Deposit),
         }
@@ -231,8 +243,8 @@ mod tests {
             transfer(2, 0, 5),
         ];
         for request in &all {
-            requests.keep(request, coordinator()).unwrap();
-            requests.keep(request, coordinator()).unwrap();
+            requests.keep(request, coordinator(), |_| false).unwrap();
+            requests.keep(request, coordinator(), |_| false).unwrap();
         }
         drop(requests);
         let requests = open(store);
@@ -250,13 +262,21 @@ mod tests {
         let (_folder, store) = testing::store();
         let requests = open(store);
         let first = transfer(1, 0, 5);
-        requests.keep(&first, coordinator()).unwrap();
-        let second = requests.keep(&transfer(1, 0, 6), coordinator());
+        requests.keep(&first, coordinator(), |_| false).unwrap();
+        let second = requests.keep(&transfer(1, 0, 6), coordinator(), |_| false);
         assert!(
             matches!(second, Err(KeepError::NonceTaken(0))),
             "{second:?}"
         );
         assert_eq!(requests.list(None).unwrap(), [first]);
+        // But for one that can't be carried out any more.
+        let third = transfer(1, 0, 7);
+        requests.keep(&third, coordinator(), |_| true).unwrap();
+        assert_eq!(requests.list(None).unwrap(), [third]);
+        assert_eq!(
+            requests.signed_from.lock().unwrap().get(&coordinator()),
+            Some(&1)
+        );
     }
 
     #[test]
@@ -270,7 +290,7 @@ mod tests {
             transfer(2, 4, 5),
         ];
         for request in [&terms, &done, &open, &other] {
-            requests.keep(request, coordinator()).unwrap();
+            requests.keep(request, coordinator(), |_| false).unwrap();
         }
         let is_done = |sender, nonce| (sender, nonce) < (1, 4);
         requests.settle(is_done, SequenceNumber(9)).unwrap();
@@ -288,14 +308,14 @@ mod tests {
         changes.put(&TERMS_FROM, &bad.0, &almost);
         store.commit(changes).unwrap();
         let requests = open(store.clone());
-        requests.keep(&terms(1), bad).unwrap();
+        requests.keep(&terms(1), bad, |_| false).unwrap();
         drop(requests);
         let requests = open(store);
-        let full = requests.keep(&terms(2), bad);
+        let full = requests.keep(&terms(2), bad, |_| false);
         assert!(matches!(full, Err(KeepError::Full)), "{full:?}");
-        requests.keep(&terms(1), bad).unwrap();
-        requests.keep(&terms(2), good).unwrap();
-        let stranger = requests.keep(&terms(3), PeerKey([0xee; 32]));
+        requests.keep(&terms(1), bad, |_| false).unwrap();
+        requests.keep(&terms(2), good, |_| false).unwrap();
+        let stranger = requests.keep(&terms(3), PeerKey([0xee; 32]), |_| false);
         assert!(matches!(stranger, Err(KeepError::Full)), "{stranger:?}");
     }
 
@@ -303,7 +323,9 @@ mod tests {
     fn room_for_operations_is_shared_and_free_again_when_they_are_done() {
         let (_folder, store) = testing::store();
         let requests = open(store.clone());
-        requests.keep(&transfer(1, 0, 5), coordinator()).unwrap();
+        requests
+            .keep(&transfer(1, 0, 5), coordinator(), |_| false)
+            .unwrap();
         let counts = |requests: &Requests| requests.signed_from.lock().unwrap().clone();
         let one = BTreeMap::from([(coordinator(), 1)]);
         assert_eq!(counts(&requests), one);
@@ -314,10 +336,12 @@ mod tests {
             .lock()
             .unwrap()
             .insert(coordinator(), share);
-        let full = requests.keep(&transfer(1, 1, 5), coordinator());
+        let full = requests.keep(&transfer(1, 1, 5), coordinator(), |_| false);
         assert!(matches!(full, Err(KeepError::Full)), "{full:?}");
         requests.settle(|_, _| true, SequenceNumber(1)).unwrap();
         assert_eq!(counts(&requests)[&coordinator()], share - 1);
-        requests.keep(&transfer(1, 1, 5), coordinator()).unwrap();
+        requests
+            .keep(&transfer(1, 1, 5), coordinator(), |_| false)
+            .unwrap();
     }
 }

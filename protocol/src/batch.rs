@@ -111,16 +111,18 @@ impl Body {
         BodyHash(hash::tagged("drawbridge/body", &[bytes]))
     }
 
-    /// What makes two bodies the same batch (S7): the operations, and the digest that they lead to.
+    /// What makes two bodies the same batch (S7): the operations, by their ids, and the digest that they lead to. Users'
+    /// signatures, like proofs, differ each time that the same thing is signed.
     pub fn batch(&self) -> BatchHash {
         let Self {
             vault,
             sequence,
-            operations,
+            operations: _,
             terms: _,
             digests,
             proofs: _,
         } = self;
+        let operations: Vec<OperationId> = self.operation_ids().collect();
         // Postcard does not fail on these types; a failure would only give a hash that nobody else has.
         let bytes = postcard::to_stdvec(&(vault, sequence, operations, digests.last()));
         BatchHash(hash::tagged(

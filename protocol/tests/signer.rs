@@ -454,6 +454,19 @@ fn a_batch_with_other_proofs_is_the_same_batch() {
 }
 
 #[test]
+fn the_same_transaction_as_another_batch_changes_no_promise() {
+    let first = candidate(1, 10);
+    let promise = judge(None, &first, batch(&first), 100, 12).unwrap();
+    let other = BatchHash([77; 32]);
+    let again = judge(Some(&promise), &first, other, 101, 12);
+    assert_eq!(again, Ok(promise.clone()));
+    // So a higher fee for what was promised is a bump still, and for the other it is not.
+    let bump = candidate(1, 11);
+    assert!(judge(Some(&promise), &bump, batch(&bump), 102, 12).is_ok());
+    assert!(judge(Some(&promise), &bump, other, 102, 12).is_err());
+}
+
+#[test]
 fn a_promise_outlives_a_reorganisation() {
     let mut state = state();
     let first = Subject::Batch(candidate(1, 10));

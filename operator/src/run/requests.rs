@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use ledger::{AccountIndex, SequenceNumber};
+use ledger::{AccountIndex, Operation, SequenceNumber};
 use protocol::{
     identity::PeerKey,
     message::{Answer, Ask, Refusal, Rule},
@@ -125,20 +125,23 @@ impl Shelf {
     fn take(&self, request: &UserRequest, from: PeerKey) -> Result<(), Refusal> {
         let checked: Result<(), RequestError> = match request {
             UserRequest::Terms(terms) => request::check_terms(terms, &self.vault).map(drop),
-            UserRequest::Signed(operation) => {
-                let sender = operation.sender().and_then(|index| self.sender(index));
-                let (id, parameters) = (self.vault.id(), self.vault.parameters());
-                request::check_signed(operation, sender, &id, parameters)
-            }
+            UserRequest::Signed(operation) => self.check_signed(operation),
         };
         checked.map_err(|error| Refusal::new(Rule::S3, error.to_string()))?;
+        let is_void = |operation: &Operation| self.check_signed(operation).is_err();
         self.requests
-            .keep(request, from)
+            .keep(request, from, is_void)
             .map_err(|error| match error {
                 KeepError::Commit(error) => promises::stop_on_failed_write(&error),
                 KeepError::Read(error) => own_database(error),
                 other => Refusal::new(Rule::S12, other.to_string()),
             })
+    }
+
+    fn check_signed(&self, operation: &Operation) -> Result<(), RequestError> {
+        let sender = operation.sender().and_then(|index| self.sender(index));
+        let (id, parameters) = (self.vault.id(), self.vault.parameters());
+        request::check_signed(operation, sender, &id, parameters)
     }
 
     fn sender(&self, index: AccountIndex) -> Option<Sender> {

@@ -32,12 +32,18 @@ pub(super) fn check(evidence: &Evidence, standing: &Standing) -> Result<(), Refu
 }
 
 /// Whether this operator has signed this batch, or this transaction, before, whoever has proved it: the candidate can only
-/// be a fee bump of it, or the same again.
+/// be a fee bump of it, or the same again. One for less, once the promise binds no longer, is a promise of its own.
 pub(super) fn is_bump(evidence: &Evidence, standing: &Standing) -> bool {
-    let promise = standing.promise.as_ref();
-    promise.is_some_and(|promise| {
-        promise.txid == evidence.candidate.txid || promise.batch == evidence.body.batch()
-    })
+    let Some(promise) = &standing.promise else {
+        return false;
+    };
+    let candidate = &evidence.candidate;
+    if promise.txid == candidate.txid {
+        return true;
+    }
+    let delay = u32::from(evidence.vault.parameters().replacement_delay);
+    let binds = standing.height.saturating_sub(promise.height) < delay;
+    promise.batch == evidence.body.batch() && (binds || candidate.fee > promise.fee)
 }
 
 #[cfg(test)]
@@ -88,12 +94,18 @@ mod tests {
         evidence.standing.promise = Some(promise.clone());
         check(&evidence, &evidence.standing).unwrap();
         assert!(is_bump(&evidence, &evidence.standing));
-        // Nor is a higher fee for it.
+        // Nor is a higher fee for it, however late; for less it is, once the promise binds no longer.
         promise.txid = evidence.head.outpoint.txid;
         promise.fee -= Amount::ONE_SAT;
-        evidence.standing.promise = Some(promise);
-        check(&evidence, &evidence.standing).unwrap();
-        assert!(is_bump(&evidence, &evidence.standing));
+        let delay = u32::from(evidence.vault.parameters().replacement_delay);
+        for (more, waited, is_still) in [(0, 0, true), (0, delay, true), (2, delay, false)] {
+            let mut standing = evidence.standing.clone();
+            standing.height += waited;
+            promise.fee += Amount::from_sat(more);
+            standing.promise = Some(promise.clone());
+            check(&evidence, &standing).unwrap();
+            assert_eq!(is_bump(&evidence, &standing), is_still);
+        }
     }
 
     #[test]

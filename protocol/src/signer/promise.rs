@@ -60,8 +60,12 @@ pub fn judge(
         ..fresh
     };
     let is_same = promise.batch == batch;
-    if candidate.txid == promise.txid || is_same && candidate.fee > promise.fee {
+    if is_same && (candidate.txid == promise.txid || candidate.fee > promise.fee) {
         return Ok(same);
+    }
+    // The same transaction as another batch, as with transfers in another order: what was promised stays promised.
+    if candidate.txid == promise.txid {
+        return Ok(promise.clone());
     }
     // The promise binds no longer. The same batch for less is no worse then than another one.
     if height.saturating_sub(promise.height) >= replacement_delay {

@@ -125,10 +125,10 @@ struct Record {
     height: Option<u32>,
     /// Height of the chain when it got to its place.
     since: u32,
-    /// Height since which it can't get into a block by itself.
-    stuck: Option<u32>,
-    /// Whether an operator has refused a higher fee for it because of a deposit (S2).
-    is_refused: bool,
+    /// Height since which it can't get into a block by itself, and whether that is for its fee only.
+    stuck: Option<(u32, bool)>,
+    /// Who has refused a higher fee for it because of a deposit (S2).
+    refused_by: BTreeSet<usize>,
 }
 
 struct Running<C: Signatures> {

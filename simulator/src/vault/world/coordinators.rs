@@ -161,7 +161,7 @@ impl<C: Signatures> World<C> {
                 height: Some(block.height),
                 since: height,
                 stuck: None,
-                is_refused: false,
+                refused_by: BTreeSet::new(),
             };
             one.records.insert(sequence, record);
         }
@@ -206,7 +206,8 @@ impl<C: Signatures> World<C> {
                 .and_then(|one| one.records.get_mut(&sequence))
             {
                 record.height = block.map(|block| block.height);
-                (record.stuck, record.is_refused) = (None, false);
+                record.stuck = None;
+                record.refused_by.clear();
                 // Whoever had it signed: its witnesses are in the block, and it can be submitted from here.
                 for made in &mut record.made {
                     if let Some(block) = block.filter(|block| block.txid == made.candidate.txid) {
@@ -241,7 +242,7 @@ impl<C: Signatures> World<C> {
                     .made
                     .iter()
                     .all(|made| made.candidate.parent != head.outpoint);
-            is_cut |= is_lost;
+            is_cut |= is_lost || is_elsewhere;
             if is_cut || is_late || is_elsewhere {
                 over.push(*sequence);
             }
@@ -294,7 +295,7 @@ impl<C: Signatures> World<C> {
         let Some(record) = one.records.get_mut(&sequence) else {
             return Ok(());
         };
-        record.is_refused = false;
+        record.refused_by.clear();
         for made in &mut record.made {
             if made.candidate.txid == candidate.txid {
                 made.signed.get_or_insert(height);
@@ -406,7 +407,7 @@ impl<C: Signatures> World<C> {
     }
 
     /// An operator refuses a candidate because of a deposit (S2): perhaps a higher fee for a batch that is signed.
-    pub(super) fn note_refused_bump(&mut self, coordinator: usize, id: SessionId) {
+    pub(super) fn note_refused_bump(&mut self, coordinator: usize, operator: usize, id: SessionId) {
         let Some(one) = self.coordinators.get_mut(coordinator) else {
             return;
         };
@@ -414,8 +415,11 @@ impl<C: Signatures> World<C> {
             let Some(last) = record.made.last().filter(|made| made.signed.is_none()) else {
                 continue;
             };
-            record.is_refused |= record.made.iter().any(|made| made.signed.is_some())
-                && Subject::Batch(last.candidate.clone()).session(&one.key) == id;
+            if record.made.iter().any(|made| made.signed.is_some())
+                && Subject::Batch(last.candidate.clone()).session(&one.key) == id
+            {
+                record.refused_by.insert(operator);
+            }
         }
     }
 
@@ -428,6 +432,8 @@ impl<C: Signatures> World<C> {
         if self.fault == Some(Fault::NeverDissolves) {
             return false;
         }
+        let group = &self.schedule.group;
+        let enough = usize::from(group.operators.saturating_sub(group.threshold)).saturating_add(1);
         let Some(one) = self.coordinators.get_mut(coordinator) else {
             return false;
         };
@@ -438,21 +444,29 @@ impl<C: Signatures> World<C> {
         let is_confirmed = |made: &Made| self.chain.confirmed_at(&made.candidate.txid).is_some();
         let top_ups = record.made.iter().rev().find(|made| made.signed.is_some());
         let top_ups = top_ups.map_or(&[][..], |made| &made.candidate.top_ups);
-        let mut spent = record
+        let can_wait = record
             .body
             .deposits()
             .map(|(outpoint, _)| outpoint)
-            .chain(top_ups);
-        let can_wait = spent.all(|outpoint| self.chain.coin(outpoint).is_some());
+            .chain(top_ups)
+            .all(|outpoint| self.chain.coin(outpoint).is_some());
+        let waiting = waiting_since(record);
         let is_over = self.fault != Some(Fault::NeverBumps)
-            && (record.is_refused
-                || waiting_since(record).is_some_and(|waiting| schedule.is_over(&waiting, height)));
+            && (record.refused_by.len() >= enough
+                || waiting.is_some_and(|waiting| schedule.is_over(&waiting, height)));
         if record.made.iter().any(is_confirmed) || can_wait && !is_over {
             record.stuck = None;
             return false;
         }
-        let since = *record.stuck.get_or_insert(height);
+        let known = record.stuck.get_or_insert((height, can_wait));
+        if known.1 != can_wait {
+            *known = (height, can_wait);
+        }
+        let latest = waiting.map_or(0, |waiting| waiting.latest);
+        let since = known.0.max(latest);
+        // Where nothing can pay more, another batch could not either.
         pipeline::is_given_up(since, height, delay)
+            && (!can_wait || self.bumped(coordinator, sequence).is_some())
     }
 
     /// Requests that are in no batch, in the order of their accounts and nonces.

@@ -1,6 +1,6 @@
 //! The next batch of a coordinator, and its replacement with a higher fee.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::{Amount, FeeRate, OutPoint, Weight, Wtxid, hashes::Hash as _};
 use chain::{
@@ -111,7 +111,7 @@ impl<C: Signatures> World<C> {
             height: None,
             since: one.view.height(),
             stuck: None,
-            is_refused: false,
+            refused_by: BTreeSet::new(),
         };
         one.view.keep(&candidate, &body);
         one.records.insert(sequence, record);
@@ -305,32 +305,13 @@ impl<C: Signatures> World<C> {
             let candidate = last.candidate.clone();
             return self.propose(coordinator, &candidate, &body, &everybody);
         }
-        let signed = Signed {
-            fee: last.candidate.fee,
-            weight: last.built.weight(),
-        };
-        let head = one.view.head();
-        let draft = Draft {
-            head,
-            operations: body.operations.clone(),
-            deposits: self.swept(&last.built, &body),
-            top_ups: self.topped_up(last),
-            next: last.built.treasury.commitment,
-            digests: body.digests.clone(),
-            proof: body.proofs.first().cloned().unwrap_or_default(),
-        };
-        let free = draft.build(self.place, Amount::ZERO);
-        let weight = free.map_or(signed.weight, |free| free.weight());
-        let Some(raised) = self.raise(head.outpoint, Some(signed), weight) else {
-            return Ok(());
-        };
-        let vbytes = signed.weight.to_vbytes_ceil();
+        let vbytes = last.built.weight().to_vbytes_ceil();
         let market = self.rate().saturating_mul(vbytes).div_ceil(1_000);
-        let is_poor = signed.fee.to_sat().saturating_add(vbytes) <= market;
+        let is_poor = last.candidate.fee.to_sat().saturating_add(vbytes) <= market;
         if !is_poor && !is_refused {
             return Ok(());
         }
-        let Some((candidate, built)) = self.with_fee(&draft, raised.wanted) else {
+        let Some((candidate, built)) = self.bumped(coordinator, sequence) else {
             return Ok(());
         };
         self.register(&candidate, &body, &built);
@@ -346,6 +327,35 @@ impl<C: Signatures> World<C> {
             });
         }
         self.propose(coordinator, &candidate, &body, &everybody)
+    }
+
+    /// The batch with a fee that replaces what was signed of it; `None` if nothing can pay that.
+    pub(super) fn bumped(
+        &self,
+        coordinator: usize,
+        sequence: u64,
+    ) -> Option<(Candidate, Arc<BatchTransaction>)> {
+        let one = self.coordinators.get(coordinator)?;
+        let record = one.records.get(&sequence)?;
+        let mut signed = record.made.iter().rev();
+        let last = signed.find(|made| made.signed.is_some())?;
+        let signed = Signed {
+            fee: last.candidate.fee,
+            weight: last.built.weight(),
+        };
+        let draft = Draft {
+            head: one.view.head(),
+            operations: record.body.operations.clone(),
+            deposits: self.swept(&last.built, &record.body),
+            top_ups: self.topped_up(last),
+            next: last.built.treasury.commitment,
+            digests: record.body.digests.clone(),
+            proof: record.body.proofs.first().cloned().unwrap_or_default(),
+        };
+        let free = draft.build(self.place, Amount::ZERO);
+        let weight = free.map_or(signed.weight, |free| free.weight());
+        let raised = self.raise(draft.head.outpoint, Some(signed), weight)?;
+        self.with_fee(&draft, raised.wanted)
     }
 
     /// The deposits of a transaction that was built before.

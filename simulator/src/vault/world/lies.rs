@@ -1,6 +1,6 @@
 //! What lying coordinators propose. They are in league with the corrupt operators, who sign anything.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::Amount;
 use ledger::{Operation, SequenceNumber, TransferRequest};
@@ -69,7 +69,7 @@ impl<C: Signatures> World<C> {
                 height: None,
                 since,
                 stuck: None,
-                is_refused: false,
+                refused_by: BTreeSet::new(),
             });
             record.made.push(made);
         }

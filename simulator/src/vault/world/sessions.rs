@@ -227,7 +227,7 @@ impl<C: Signatures> World<C> {
             return Ok(());
         };
         if refusal.rule == Rule::S2 {
-            self.note_refused_bump(coordinator, id);
+            self.note_refused_bump(coordinator, operator, id);
         }
         self.tell(coordinator, id, Input::Refused { from, refusal })
     }

@@ -147,6 +147,7 @@ impl<C: Signatures> World<C> {
             self.note(|| format!("coordinator {coordinator} refuses it"));
             return;
         }
+        self.drop_void(Node::Coordinator(coordinator), key);
         if let Some(one) = self.coordinators.get_mut(coordinator) {
             one.requests.entry(key).or_insert(Asked {
                 operation,
@@ -210,6 +211,43 @@ impl<C: Signatures> World<C> {
         }
     }
 
+    /// Drops what is kept for this account and nonce if it can't be carried out any more: a reorganisation may have given the
+    /// account's place to somebody else.
+    fn drop_void(&mut self, node: Node, key: (u32, u64)) {
+        let kept = match node {
+            Node::Operator(i) => self
+                .operators
+                .get(i)
+                .and_then(|one| Some((one.requests.get(&key)?, &one.view))),
+            Node::Coordinator(i) => self.coordinators.get(i).and_then(|one| {
+                let asked = one
+                    .requests
+                    .get(&key)
+                    .filter(|asked| asked.in_batch.is_none());
+                Some((&asked?.operation, &one.view))
+            }),
+        };
+        let Some((operation, view)) = kept else {
+            return;
+        };
+        let (operation, sender) = (operation.clone(), self.sender(view, operation));
+        if self.may_be_kept(&operation, sender) {
+            return;
+        }
+        match node {
+            Node::Operator(i) => {
+                if let Some(one) = self.operators.get_mut(i) {
+                    one.requests.remove(&key);
+                }
+            }
+            Node::Coordinator(i) => {
+                if let Some(one) = self.coordinators.get_mut(i) {
+                    one.requests.remove(&key);
+                }
+            }
+        }
+    }
+
     /// Another node wants a request kept here.
     pub(super) fn keep_copy(&mut self, to: Node, from: Node, operation: Operation) {
         let Some(key) = key_of(&operation) else {
@@ -224,6 +262,7 @@ impl<C: Signatures> World<C> {
         if !self.may_be_kept(&operation, sender) {
             return;
         }
+        self.drop_void(to, key);
         let keeps = self.fault != Some(Fault::SkipsCopies);
         match to {
             Node::Operator(i) => {
