@@ -171,7 +171,8 @@ pub enum RunError {
 /// What workers report.
 enum Event {
     /// A verdict; with it everything that is needed to keep, pass on and sign.
-    Judged(SessionId, Result<Work, Denied>),
+    /// With when verifying began: a session that ended meanwhile may have begun anew.
+    Judged(SessionId, Instant, Result<Work, Denied>),
     /// Batch data is on disk.
     Stored(SessionId, Kept),
     /// A peer keeps the batch data, or can't be reached.
@@ -529,7 +530,7 @@ fn load_verifying_key(path: &Path) -> Result<VerifyingKey, RunError> {
 impl Node {
     fn on_event(&mut self, event: Event) -> Result<(), RunError> {
         match event {
-            Event::Judged(id, verdict) => self.judged(id, verdict),
+            Event::Judged(id, begun, verdict) => self.judged(id, begun, verdict),
             Event::Stored(session, kept) => {
                 if let Some(work) = self.work.get_mut(&session) {
                     work.kept = Some(kept);

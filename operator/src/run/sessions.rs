@@ -184,13 +184,13 @@ impl Node {
             return self.step(signer::Input::Refused(id, refusal));
         };
         match subject {
-            Subject::Genesis(genesis) => self.verify_genesis(id, genesis, permit),
-            Subject::Batch(candidate) => self.verify_batch(id, from, candidate, permit),
-            Subject::Epoch(claim) => self.verify_epoch(id, &claim),
+            Subject::Genesis(genesis) => self.verify_genesis(id, begin, genesis, permit),
+            Subject::Batch(candidate) => self.verify_batch(id, begin, from, candidate, permit),
+            Subject::Epoch(claim) => self.verify_epoch(id, begin, &claim),
         }
     }
 
-    fn verify_epoch(&mut self, id: SessionId, claim: &EpochClaim) {
+    fn verify_epoch(&mut self, id: SessionId, begin: Instant, claim: &EpochClaim) {
         let Some(open) = &self.open else { return };
         let own = self.pending_group(claim.epoch);
         let verdict = epoch::check(&open.vault, own.as_ref(), claim);
@@ -198,10 +198,16 @@ impl Node {
             verified: Arc::new(Verified::Epoch(verified)),
             kept: None,
         });
-        self.judged(id, work.map_err(Denied::from));
+        self.judged(id, begin, work.map_err(Denied::from));
     }
 
-    fn verify_genesis(&self, id: SessionId, genesis: Genesis, permit: OwnedSemaphorePermit) {
+    fn verify_genesis(
+        &self,
+        id: SessionId,
+        begin: Instant,
+        genesis: Genesis,
+        permit: OwnedSemaphorePermit,
+    ) {
         let (rpc, hash, key) = (
             self.rpc.clone(),
             self.verifying_key.hash().0,
@@ -221,13 +227,14 @@ impl Node {
             };
             let verdict: Result<Work, Refusal> = verdict.await;
             drop(permit);
-            Some(Event::Judged(id, verdict.map_err(Denied::from)))
+            Some(Event::Judged(id, begin, verdict.map_err(Denied::from)))
         });
     }
 
     fn verify_batch(
         &self,
         id: SessionId,
+        begin: Instant,
         from: PeerKey,
         candidate: Candidate,
         permit: OwnedSemaphorePermit,
@@ -271,12 +278,17 @@ impl Node {
             };
             let verdict: Result<Work, Denied> = verdict.await;
             drop(permit);
-            Some(Event::Judged(id, verdict))
+            Some(Event::Judged(id, begin, verdict))
         });
     }
 
-    pub(super) fn judged(&mut self, id: SessionId, verdict: Result<Work, Denied>) {
-        let elapsed_ms = self.since.get(&id).map_or(0, |begin| ms_since(*begin));
+    pub(super) fn judged(&mut self, id: SessionId, begun: Instant, verdict: Result<Work, Denied>) {
+        if self.since.get(&id) != Some(&begun) {
+            // A reorganisation has ended the session: what was found before it is no verdict for the one that was opened
+            // since (S2).
+            return;
+        }
+        let elapsed_ms = ms_since(begun);
         let elapsed = Duration::from_millis(elapsed_ms).as_secs_f64();
         metrics::histogram!("operator_verify_seconds").record(elapsed);
         // Pause, policy or promises may have changed while it was verified.
