@@ -77,7 +77,7 @@ pub async fn form(pipeline: &mut Pipeline) -> Result<bool, StageError> {
     // What was decided on a ledger that is not the latest any more is not written; the requests come back when their lease
     // is over.
     let _writing = pipeline.writing.clone().lock_owned().await;
-    if pipeline.idle_head()?.map(|now| now.outpoint) != Some(head.outpoint) {
+    if pipeline.head().map(|now| now.outpoint) != Some(head.outpoint) {
         return Ok(false);
     }
     pipeline.commit(changes).await?;
