@@ -117,14 +117,27 @@ pub(crate) async fn can_pay_more(
     if record.candidates.is_empty() {
         return Ok(true);
     }
-    if matches!(last_refused(record), Some(RefusedFee::TooHigh(_))) {
+    let mut record = record.clone();
+    let delay = u32::from(pipeline.vault.parameters().replacement_delay);
+    if let Some(failure) = &mut record.bump_failure
+        && pipeline.height().saturating_sub(failure.height) >= delay
+    {
+        // So long ago nobody knows what they would say now.
+        failure.refused = None;
+    }
+    if matches!(last_refused(&record), Some(RefusedFee::TooHigh(_))) {
         return Ok(false);
     }
-    let Some(transition) = pipeline.transition(record)? else {
+    let Some(transition) = pipeline.transition(&record)? else {
         return Ok(false);
     };
-    match price(pipeline, record, &transition).await {
+    match price(pipeline, &record, &transition).await {
         Ok(_) => Ok(true),
+        Err(PriceError::Surplus { lacking, .. }) => {
+            pipeline.ask_for_top_up(Some(lacking));
+            Ok(false)
+        }
+        Err(PriceError::Stage(StageError::Build(_))) => Ok(false),
         Err(PriceError::Stage(error)) => Err(error),
         Err(_) => Ok(false),
     }

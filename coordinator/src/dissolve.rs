@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    mem::discriminant,
     sync::PoisonError,
 };
 
@@ -68,8 +69,7 @@ pub async fn run(pipeline: &mut Pipeline) -> Result<(), StageError> {
         let own = deposits(&record).find(|outpoint| lost.contains_key(&outpoint.txid));
         // As when a reorganisation has taken both, and the one before was confirmed with another fee.
         let parent = record.candidate.as_ref().map(|candidate| candidate.parent);
-        let is_orphan =
-            sequence == next && is_with_node(record.status) && parent != Some(head.outpoint);
+        let is_orphan = sequence == next && parent.is_some_and(|parent| parent != head.outpoint);
         let why = match (own, &cause) {
             (Some(deposit), _) => format!(
                 "batch {sequence} was dissolved: its deposit {deposit} was double-spent in a reorganisation"
@@ -123,7 +123,7 @@ pub async fn waiting(pipeline: &mut Pipeline, record: &BatchRecord) -> Result<bo
     };
     let height = pipeline.height();
     let known = pipeline.stuck.entry(sequence).or_insert((height, cause));
-    if known.1 != cause {
+    if discriminant(&known.1) != discriminant(&cause) {
         *known = (height, cause);
     }
     // A fee that was raised late has its time, too.

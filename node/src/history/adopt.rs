@@ -40,8 +40,11 @@ impl History {
         };
         let parent = self.parent(sequence);
         let is_it = is_committed_to(&replayed, &confirmed.treasury.commitment)
-            && parent
-                .is_some_and(|parent| self.is_carried(candidate, &decoded, &parent, &confirmed));
+            && candidate.vault == self.vault.id()
+            && parent.is_some_and(|parent| {
+                candidate.parent == parent.outpoint
+                    && self.is_carried(candidate, &decoded, &parent, &confirmed)
+            });
         let kept = if is_it {
             super::keep(&self.store, candidate, body)
         } else {

@@ -88,10 +88,8 @@ impl fmt::Display for Fault {
             Self::SkipsCopies => "nodes keep no copies of requests",
             Self::ForgetsConfirmations => "coordinators forget a confirmation",
             Self::NeverRequeues => "coordinators forget a dissolved batch's requests",
-            Self::NeverResubmits => "coordinators submit a batch once",
-            Self::NeverBumps => {
-                "coordinators never bump a fee, nor give up a batch that pays too little"
-            }
+            Self::NeverResubmits => "coordinators submit a batch once, and never give it up",
+            Self::NeverBumps => "coordinators never bump a fee, nor give a batch up for it",
             Self::NeverDissolves => "coordinators wait for a lost deposit for ever",
         })
     }

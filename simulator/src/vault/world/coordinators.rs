@@ -451,7 +451,8 @@ impl<C: Signatures> World<C> {
             .chain(top_ups)
             .all(|outpoint| self.chain.coin(outpoint).is_some());
         let waiting = waiting_since(record);
-        let is_over = self.fault != Some(Fault::NeverBumps)
+        let waits_for_ever = matches!(self.fault, Some(Fault::NeverBumps | Fault::NeverResubmits));
+        let is_over = !waits_for_ever
             && (record.refused_by.len() >= enough
                 || waiting.is_some_and(|waiting| schedule.is_over(&waiting, height)));
         if record.made.iter().any(is_confirmed) || can_wait && !is_over {
