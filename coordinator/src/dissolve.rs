@@ -1,6 +1,7 @@
 //! Gives up batches that can't be confirmed any more, because a deposit in them was double-spent in a reorganisation, or
-//! the batch before them was confirmed as another transaction, and all that build on them. What is still valid in them is queued again, in its order; the deposit is refused, with
-//! the reason. The ledger has gone back by itself: it follows the treasury.
+//! the batch before them was confirmed as another transaction, and all that build on them. What is still valid in them is
+//! queued again, in its order; the deposit is refused, with the reason. The ledger has gone back by itself: it follows
+//! the treasury.
 //!
 //! A payment that left the chain may also stay out: no mempool has it any more, or it pays too little to be mined. Its batch
 //! waits with it, and operators sign no higher fee for that (S2). Nor do they for a batch whose bump window is over, or that

@@ -170,8 +170,8 @@ pub enum RunError {
 
 /// What workers report.
 enum Event {
-    /// A verdict; with it everything that is needed to keep, pass on and sign.
-    /// With when verifying began: a session that ended meanwhile may have begun anew.
+    /// A verdict, with everything that is needed to keep, pass on and sign; and when verifying began, because a session that
+    /// ended meanwhile may have begun anew.
     Judged(SessionId, Instant, Result<Work, Denied>),
     /// Batch data is on disk.
     Stored(SessionId, Kept),
